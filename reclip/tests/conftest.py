@@ -1,0 +1,40 @@
+"What several tests need: the demo model and its digits, loaded once."
+import copy
+import pytest
+import torch
+from reclip import demo, encode_images, text_classifier
+
+
+@pytest.fixture(scope='session')
+def clip():
+    "`(model, preprocess, tokenizer)` of the demo; tests must leave the model as it is"
+    return demo.demo_clip()
+
+
+@pytest.fixture
+def own_clip(clip):
+    "A copy of the demo model that a test may change"
+    return copy.deepcopy(clip[0]), *clip[1:]
+
+
+@pytest.fixture(scope='session')
+def digits():
+    "240 images, mixed classes, and their labels"
+    images, labels = demo.demo_digits()
+    return images[:240], labels[:240]
+
+
+@pytest.fixture(scope='session')
+def features(clip, digits):
+    "`(image_features, text_features)` of the digits"
+    model, preprocess, tokenizer = clip
+    return encode_images(model, digits[0], preprocess), text_classifier(model, tokenizer, demo.class_names, demo.templates)
+
+
+def blobs(n, m, d=16, seed=0, spread=.5, dtype=torch.float64):
+    "n image rows around m text rows, as a stand-in for features; `(images, texts, class of each image)`"
+    g = torch.Generator().manual_seed(seed)
+    texts = torch.nn.functional.normalize(torch.randn(m, d, generator=g, dtype=dtype), dim=1)
+    owner = torch.randint(m, (n,), generator=g)
+    images = torch.nn.functional.normalize(texts[owner] + spread * torch.randn(n, d, generator=g, dtype=dtype) / d**.5 * 2, dim=1)
+    return images, texts, owner

@@ -1,0 +1,239 @@
+"Bad input, odd input, small input: the right result or a clear error."
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neighbor_graph, project, projection_basis, propagate, text_classifier, zero_shot_logits
+from reclip.clip import ImageDataset, unit_rows
+from reclip.pseudolabel import scores_to_confidence, scores_to_labels
+from reclip.tests.conftest import blobs
+from reclip.zeroshot import check_class_names, check_templates
+
+
+# --- class names and templates
+
+@pytest.mark.parametrize('names,says', [(['cat'], 'two or more'), ([], 'two or more'), ('cat', 'list of names'), (['cat', 'cat'], 'stands already at'), (['cat', ' Cat '], 'stands already at'),
+                                        (['cat', ''], 'non-empty'), (['cat', []], 'at least one name'), (['cat', None], 'list|non-empty|iterable'), (['cat', ['dog', 'cat']], 'stands already')])
+def test_bad_class_names(names, says):
+    with pytest.raises((ValueError, TypeError), match=says): check_class_names(names)
+
+
+@pytest.mark.parametrize('templates,says', [(['a photo.'], 'exactly one {}'), ([], 'at least one'), (['{} and {}'], 'exactly one {}'), ([3], 'exactly one {}')])
+def test_bad_templates(templates, says):
+    with pytest.raises(ValueError, match=says): check_templates(templates)
+
+
+def test_one_class_is_refused_everywhere(clip, digits, features):
+    model, preprocess, tokenizer = clip
+    with pytest.raises(ValueError, match='two or more'): ReCLIP.from_model(model, preprocess, tokenizer, ['digit']).fit(digits[0])
+    with pytest.raises(ValueError, match='two or more'): label_features(features[0], features[1][:1])
+
+
+def test_aliases_are_averaged(clip):
+    model, _, tokenizer = clip
+    both = text_classifier(model, tokenizer, [['one', 'number 1'], 'two'], ['a {}.'])
+    one, other, two = text_classifier(model, tokenizer, ['one', 'number 1', 'two'], ['a {}.'])
+    assert torch.allclose(both[0], torch.nn.functional.normalize(one + other, dim=0), atol=1e-6) and torch.allclose(both[1], two, atol=1e-6)
+
+
+def test_aliases_can_be_trained_with(clip, digits):
+    model, preprocess, tokenizer = clip
+    names = [['zero', 'number 0'], *demo.class_names[1:]]
+    found = ReCLIP.from_model(model, preprocess, tokenizer, names, epochs=1).fit(digits[0][:80])
+    assert found.labels_.shape == (80,)
+
+
+# --- features
+
+@pytest.mark.parametrize('bad,says', [(float('nan'), 'NaN or infinity, first in row 7'), (float('inf'), 'NaN or infinity, first in row 7')])
+def test_not_finite(features, bad, says):
+    x = features[0].clone()
+    x[7, 3] = bad
+    with pytest.raises(ValueError, match=f'image_features.*{says}'): label_features(x, features[1])
+    with pytest.raises(ValueError, match='text_features'): label_features(features[0], x[:10])
+
+
+@pytest.mark.parametrize('shape,says', [((0, 64), 'non-empty'), ((5,), 'matrix'), ((5, 4, 3), 'matrix')])
+def test_wrong_shapes(features, shape, says):
+    with pytest.raises(ValueError, match=says): label_features(torch.ones(shape), features[1])
+
+
+def test_wrong_width_and_type(features):
+    for f in (label_features, zero_shot_logits):
+        with pytest.raises(ValueError, match='64 wide and text_features 32'): f(features[0], features[1][:, :32])
+    with pytest.raises(ValueError, match='the basis is for 64'): project(features[0][:, :32], projection_basis(features[1]))
+    with pytest.raises(ValueError, match='floating point'): label_features(torch.ones(5, 64, dtype=torch.int64), features[1])
+    with pytest.raises(ValueError, match='row 2 is all zeros'): unit_rows(torch.tensor([[1., 0], [0, 1], [0, 0]]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_float_types(features, dtype):
+    images, texts = features
+    found, single = label_features(images.to(dtype), texts.to(dtype)), label_features(images.to(dtype).float(), texts.to(dtype).float())
+    assert found.scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (found.pseudo_labels == single.pseudo_labels).float().mean() >= .999
+
+
+def test_numpy_and_long_rows(features):
+    images, texts = features
+    expected = label_features(images, texts)
+    found = label_features((3 * images).numpy(), (.2 * texts).numpy())       # lengths do not matter
+    assert (found.pseudo_labels == expected.pseudo_labels).float().mean() >= .999
+
+
+@pytest.mark.parametrize('n', [1, 2, 5, 19])
+@pytest.mark.parametrize('projection', ['none', 'P1', 'P2'])
+def test_fewer_images_than_neighbours(features, n, projection):
+    found = label_features(features[0][:n], features[1], projection=projection, n_neighbors=20)
+    assert found.pseudo_labels.shape == (n,) and torch.isfinite(found.scores).all() and (found.pseudo_labels >= 0).all()
+
+
+def test_one_image_near_one_class():
+    texts = torch.eye(4)
+    found = label_features(torch.tensor([[.1, .9, .1, .05]]), texts, projection='none')
+    assert found.pseudo_labels.tolist() == [1]
+
+
+def test_identical_images(features):
+    images, texts = features
+    found = label_features(images[:1].expand(50, -1), texts)
+    assert torch.isfinite(found.scores).all() and ((0 <= found.confidence) & (found.confidence <= 1)).all()
+    twins = label_features(torch.cat([images, images]), texts, projection='none')
+    assert torch.isfinite(twins.scores).all() and (twins.pseudo_labels >= 0).all()
+
+
+def test_a_class_nobody_chooses():
+    images, texts, owner = blobs(300, 5, d=32, spread=.3, dtype=torch.float32)
+    lonely = torch.nn.functional.normalize(-images.mean(0), dim=0)
+    found = label_features(images, torch.cat([texts, lonely[None]]), projection='none')
+    assert (found.pseudo_labels == 5).sum() == 0 and (found.pseudo_labels == owner).float().mean() > .95 and torch.isfinite(found.scores).all()
+
+
+def test_unreached_images_have_no_label():
+    S = torch.zeros(5, 5)
+    S[0, 2] = S[2, 0] = S[1, 3] = S[3, 1] = .5       # node 4, an image, has no edge
+    scores = propagate(S.to_sparse_csr(), 2)
+    assert scores_to_labels(scores).tolist() == [0, 1, -1] and scores_to_confidence(scores)[2] == 0
+
+
+def test_confidence_survives_tiny_negatives():
+    c = scores_to_confidence(torch.tensor([[1., -1e-8, 0.], [-1e-9, -1e-9, -1e-9], [1., 1., 1.]]))
+    assert c[0] == 1 and c[1] == 0 and abs(c[2]) < 1e-6
+
+
+@pytest.mark.parametrize('settings,says', [(dict(alpha=0.), 'between 0 and 1'), (dict(alpha=1.), 'between 0 and 1'), (dict(n_neighbors=0), '1 or more'), (dict(max_iter=0), '1 or more'),
+                                           (dict(projection='p2'), 'expected one of none, P1, P2'), (dict(max_dim=0), 'positive'), (dict(max_dim=1), 'leaves no direction')])
+def test_bad_settings(features, settings, says):
+    with pytest.raises(ValueError, match=says): label_features(*features, **settings)
+
+
+def test_repeated_class_texts_add_no_direction():
+    t = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    assert projection_basis(torch.cat([t, t[:3]]), 'P1').shape == (16, 6)
+    with pytest.raises(ValueError, match='leaves no direction'): projection_basis(t[:1].expand(4, -1), 'P2')
+
+
+def test_two_classes_with_P2_warn():
+    with pytest.warns(UserWarning, match='one direction'): projection_basis(torch.randn(2, 16), 'P2')
+
+
+def test_a_graph_needs_two_nodes():
+    with pytest.raises(ValueError, match='at least two'): neighbor_graph(torch.ones(1, 3))
+
+
+# --- images
+
+@pytest.mark.parametrize('images,error,says', [([], ValueError, 'empty set'), ('cat.jpg', TypeError, 'pass a list'), (torch.zeros(3, 32, 32), ValueError, r'\(N, 3, H, W\)'),
+                                               (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ValueError, 'floating point'), (iter([1]), TypeError, 'a length')])
+def test_bad_images(clip, images, error, says):
+    with pytest.raises(error, match=says): encode_images(clip[0], images, clip[1])
+
+
+def test_images_of_every_kind(clip, digits, tmp_path):
+    model, preprocess, _ = clip
+    few = digits[0][:5]
+    expected = encode_images(model, few, preprocess)
+    paths = [tmp_path / f'{i}.png' for i in range(5)]
+    for p, image in zip(paths, few): image.save(p)
+    pixels = torch.stack([preprocess(o) for o in few])
+    for images in (paths, [str(p) for p in paths], pixels, [p for p in pixels], list(zip(few, range(5))), [dict(image=o) for o in few], torch.utils.data.TensorDataset(pixels), tuple(few)):
+        assert torch.equal(encode_images(model, images, preprocess), expected)
+    with pytest.raises(ValueError, match='preprocess'): encode_images(model, few)
+    with pytest.raises(TypeError, match=r'images\[0\]'): ImageDataset([3.5], preprocess)[0]
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'I;16'])
+def test_image_modes(clip, tmp_path, mode):
+    image = Image.fromarray((np.arange(1024).reshape(32, 32) % 251).astype(np.uint16 if mode == 'I;16' else np.uint8))
+    image = image if mode == 'I;16' else image.convert(mode)
+    image.save(path := tmp_path / ('a.tif' if mode in ('CMYK', 'I;16') else 'a.png'))
+    assert encode_images(clip[0], [path], clip[1]).shape == (1, 64)
+
+
+def test_batches_do_not_matter(clip, digits):
+    model, preprocess, _ = clip
+    whole = encode_images(model, digits[0][:50], preprocess)
+    for size in (1, 7, 50): assert torch.allclose(encode_images(model, digits[0][:50], preprocess, batch_size=size), whole, atol=1e-5)
+
+
+# --- loading
+
+def test_unknown_models_are_answered_with_near_ones():
+    with pytest.raises(ValueError, match='ViT-B-32'): load_clip('ViT-B32')
+    with pytest.raises(ValueError, match='openai'): load_clip('ViT-B-32', 'open_ai')
+    with pytest.raises(ValueError, match='random weights'): load_clip('ViT-B-32', None)
+
+
+def test_a_local_checkpoint_goes_through_open_clips_loader(tmp_path):
+    import open_clip
+    model = open_clip.create_model('ViT-S-32-alt')                              # random weights, the real architecture
+    torch.save(model.state_dict(), tmp_path / 'weights.pt')
+    loaded, preprocess, tokenizer = load_clip('ViT-S-32-alt', str(tmp_path / 'weights.pt'), device='cpu')
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items()) and not loaded.training
+    assert preprocess(Image.new('L', (50, 40))).shape == (3, 224, 224) and tokenizer(['a cat']).shape == (1, 77)
+
+
+# --- the estimator
+
+def test_small_sets_can_be_fitted(clip, digits):
+    model, preprocess, tokenizer = clip
+    for n in (1, 3, 15):
+        found = ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=1).fit(digits[0][:n])
+        assert found.labels_.shape == (n,) and torch.equal(found.predict(digits[0][:n]), found.labels_)
+
+
+def test_identical_images_and_two_classes_can_be_fitted(clip, digits):
+    model, preprocess, tokenizer = clip
+    twins = ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=1).fit(digits[0][:1] * 40)
+    assert len(set(twins.labels_.tolist())) == 1
+    with pytest.warns(UserWarning, match='one direction'): two = ReCLIP.from_model(model, preprocess, tokenizer, ['zero', 'one'], epochs=1).fit(digits[0][:60])
+    assert set(two.labels_.tolist()) <= {0, 1}
+
+
+def test_bad_estimator_settings(clip, digits):
+    model, preprocess, tokenizer = clip
+    def fit(**settings): ReCLIP.from_model(model, preprocess, tokenizer, **dict(class_names=demo.class_names) | settings).fit(digits[0][:40])
+    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), '0 or more'), (dict(templates=['digit']), 'exactly one {}'),
+                           (dict(alpha=2), 'between 0 and 1'), (dict(batch_size=0), 'batch_size'), (dict(projection='P3'), 'none, P1, P2')]:
+        with pytest.raises(ValueError, match=says): fit(**settings)
+    with pytest.raises(ValueError, match='tokenizer'): ReCLIP(model, class_names=demo.class_names).fit(digits[0])
+    for call in ('predict', 'predict_proba', 'transform'):
+        with pytest.raises(NotFittedError, match='call fit'): getattr(ReCLIP('demo', class_names=demo.class_names), call)(digits[0])
+
+
+def test_clone_and_params(clip):
+    made = ReCLIP('demo', class_names=demo.class_names, alpha=.9, seed=7)
+    copy = clone(made)
+    assert copy is not made and copy.get_params() == made.get_params()
+    assert copy.set_params(alpha=.5).alpha == .5 and made.alpha == .9
+    around = clone(ReCLIP.from_model(*clip, demo.class_names))
+    assert around.model is not clip[0] and all(torch.equal(a, b) for a, b in zip(around.model.state_dict().values(), clip[0].state_dict().values()))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_on_a_gpu(digits):
+    cpu, gpu = (ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, device=d, epochs=1).fit(digits[0]) for d in ('cpu', 'cuda'))
+    assert (cpu.labels_ == gpu.labels_).float().mean() > .98
