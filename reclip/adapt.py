@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -38,7 +39,7 @@ def write_folder(
     with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as scratch:     # same disk, so that a rename is enough
         new = Path(scratch, 'new')
         new.mkdir()
-        save_file({k: v.contiguous() for k, v in tensors.items()}, new / 'adapted.safetensors')
+        (new / 'adapted.safetensors').write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}))
         (new / 'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
         if folder.exists(): os.replace(folder, Path(scratch, 'old'))
         os.replace(new, folder)

@@ -52,13 +52,13 @@ def test_nothing_is_overwritten_by_accident(fitted, tmp_path):
     assert (tmp_path / 'run' / 'adapted.safetensors').read_bytes() == before and files(tmp_path) == ['photos', 'photos/a.jpg', 'run', 'run/adapted.safetensors', 'run/config.json']
 
 
-@pytest.mark.parametrize('at', ['save_file', 'json', 'rename'])
+@pytest.mark.parametrize('at', ['tensors', 'json', 'rename'])
 @pytest.mark.parametrize('existing', [False, True])
 def test_no_half_written_folder(fitted, tmp_path, monkeypatch, at, existing):
     if existing: fitted.save(tmp_path / 'run')
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
     def fail(*args, **kwargs): raise OSError('No space left on device')
-    if at == 'save_file': monkeypatch.setattr('reclip.adapt.save_file', fail)
+    if at == 'tensors': monkeypatch.setattr('pathlib.Path.write_bytes', fail)
     if at == 'json': monkeypatch.setattr('pathlib.Path.write_text', fail)
     if at == 'rename':
         real = os.replace
