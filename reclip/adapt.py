@@ -44,8 +44,9 @@ def write_folder(
         if folder.exists(): os.replace(folder, Path(scratch, 'old'))
         os.replace(new, folder)
 
+# %% ../nbs/07_reclip.ipynb #reclip-folder-read-folder
 def read_folder(
-    folder:str|Path, # what `write_folder` wrote
+    folder:str|Path, # what write_folder wrote
 )->tuple[dict, dict]: # tensors and config
     "Read both files; `FileNotFoundError` if one is missing, `ValueError` if one is damaged"
     folder = Path(folder)
@@ -54,6 +55,7 @@ def read_folder(
     try: return load_file(folder / 'adapted.safetensors'), json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (ValueError, SafetensorError) as e: raise ValueError(f"{folder} is damaged: {type(e).__name__}: {e}; save it again") from e
 
+# %% ../nbs/07_reclip.ipynb #reclip-folder-fingerprint
 def fingerprint(
     model, # open_clip model
 )->str: # hexadecimal digits
@@ -79,7 +81,7 @@ class ReCLIP(BaseEstimator):
         preprocess=None, # of a model in memory
         tokenizer=None, # of a model in memory
         projection:str='P2', # `"none"`, `"P1"` or `"P2"`
-        max_dim:int|str|None='auto', # see `projection_basis`; `"auto"`: 250 above 500 classes, else 768, as in the released code
+        max_dim:int|str|None='auto', # see projection_basis; `"auto"`: 250 above 500 classes, else 768, as in the released code
         n_neighbors:int=20, # k of the graph
         alpha:float=.99, # of label propagation, in (0, 1)
         max_iter:int=20, # of conjugate gradients
@@ -91,7 +93,7 @@ class ReCLIP(BaseEstimator):
         momentum:float=.9, # of SGD
         weight_decay:float=1e-4, # of SGD
         logit_scale:float=100., # s, already exponentiated
-        recipe:str='paper', # or `"official"`, see `adapt`
+        recipe:str='paper', # or `"official"`, see adapt
         encode_batch_size:int=256, # images or prompts in one forward pass without gradients
         num_workers:int=0, # processes that open images
         device:str|None=None, # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
@@ -111,7 +113,7 @@ class ReCLIP(BaseEstimator):
         preprocess, # its image preprocessing; None if images will be preprocessed tensors
         tokenizer, # its tokenizer
         class_names, # (M,) names
-        **settings, # all others of `ReCLIP`
+        **settings, # all others of ReCLIP
     )->'ReCLIP':
         "An estimator around a model that is already in memory"
         return cls(model, None, class_names, preprocess=preprocess, tokenizer=tokenizer, **settings)

@@ -92,7 +92,7 @@ class ImageDataset(Dataset):
 @torch.no_grad()
 def encode_images(
     model, # open_clip model
-    images, # what `ImageDataset` takes, or one
+    images, # what ImageDataset takes, or one
     preprocess=None, # the model's own, for images that are not tensors
     batch_size:int=256, # images in one forward pass
     num_workers:int=0, # processes that open and preprocess images
@@ -117,6 +117,7 @@ def can_cut(
     pool = getattr(t, 'text_pool_type', getattr(t, 'pool_type', None))
     return getattr(t, 'attn_mask', None) is not None and getattr(t, 'cls_emb', None) is None and pool in ('argmax', 'eos') and hasattr(t, 'token_embedding')
 
+# %% ../nbs/01_clip.ipynb #clip-encode-tokens-encode-tokens
 def encode_tokens(
     model, # open_clip model
     tokens:torch.Tensor, # (B, L) int64, as the tokenizer gives them

@@ -38,6 +38,7 @@ def training_fonts(
     ours = Path(matplotlib.get_data_path(), 'fonts', 'ttf')
     return [*found.values(), *(p for p in sorted(ours.glob('DejaVuS*.ttf')) if 'Display' not in p.stem)]
 
+# %% ../nbs/00_demo.ipynb #demo-fonts-held-out-fonts
 def held_out_fonts(
 )->list[Path]: # 8 font files of two families
     "Computer Modern and STIX, which come with Matplotlib and which the model never saw"
@@ -67,6 +68,7 @@ def render(
     grey = dark + (light - dark) * np.asarray(image, np.float32) / 255
     return Image.fromarray((255 * grey).astype(np.uint8)), size
 
+# %% ../nbs/00_demo.ipynb #demo-render-typeset
 def typeset(
     n:int, # images
     fonts:list[Path], # font files to draw from
@@ -88,6 +90,7 @@ def demo_preprocess(
     "open_clip's own evaluation transform: resize, crop, RGB, to [-1, 1]"
     return open_clip.image_transform(32, is_train=False, mean=(.5, .5, .5), std=(.5, .5, .5))
 
+# %% ../nbs/00_demo.ipynb #demo-demo-clip-demo-clip
 def demo_clip(
     device:str|torch.device='cpu', # where to put the model
 )->tuple: # `(model, preprocess, tokenizer)`, the model in evaluation mode
@@ -108,6 +111,7 @@ def demo_digits(
     data = load_digits()
     return [Image.fromarray((o * (255 / 16)).astype(np.uint8)) for o in data.images], torch.from_numpy(data.target).long()
 
+# %% ../nbs/00_demo.ipynb #demo-demo-digits-demo-mnist
 def demo_mnist(
     folder:str|Path|None=None, # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
 )->tuple[list[Image.Image], torch.Tensor]: # greyscale images of 28 x 28; labels (N,) int64, for scoring only

@@ -41,6 +41,7 @@ def affinity_graph(
     edges = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])])
     return torch.sparse_coo_tensor(edges, torch.cat([half, half]), (n, n), check_invariants=False).coalesce()
 
+# %% ../nbs/04_graph.ipynb #graph-neighbor-graph-normalize-graph
 def normalize_graph(
     W:torch.Tensor, # (n, n) sparse COO, symmetric, no negative entries
 )->torch.Tensor: # S (n, n) sparse CSR, symmetric, eigenvalues in [-1, 1]
@@ -52,10 +53,11 @@ def normalize_graph(
         warnings.filterwarnings('ignore', message='Sparse')    # torch calls its CSR support beta at first use
         return torch.sparse_coo_tensor(W.indices(), root[i] * w * root[j], W.shape, check_invariants=False, is_coalesced=True).to_sparse_csr()
 
+# %% ../nbs/04_graph.ipynb #graph-neighbor-graph-neighbor-graph
 def neighbor_graph(
     nodes, # (n, d), rows of any length but zero: class texts first, then images
     n_neighbors:int=20, # k
-    block_size:int|None=None, # see `nearest_neighbors`
+    block_size:int|None=None, # see nearest_neighbors
 )->torch.Tensor: # S (n, n) sparse CSR
     "The normalised graph of the k nearest neighbours"
     return normalize_graph(affinity_graph(*nearest_neighbors(nodes, n_neighbors, block_size)))

@@ -31,6 +31,7 @@ def projection_basis(
     if last - first == 1: warnings.warn(f"{projection} leaves one direction for {len(t)} classes, where a cosine can only be 1 or -1; projection='P1' or 'none' tells more apart", stacklevel=2)
     return e[first:last].T.to(t.dtype).contiguous()
 
+# %% ../nbs/03_projection.ipynb #projection-projection-basis-project
 def project(
     features, # (N, D), rows of any length
     basis:torch.Tensor|None=None, # (D, r) orthonormal columns; None: the whole space

@@ -51,6 +51,7 @@ def scores_to_labels(
     best, label = scores.max(1)
     return torch.where(best > 0, label, -1)
 
+# %% ../nbs/05_pseudolabel.ipynb #pseudolabel-labels-scores-to-confidence
 def scores_to_confidence(
     scores:torch.Tensor, # (N, M), M >= 2; negative values count as zero
 )->torch.Tensor: # confidence (N,) in [0, 1]; 0 where nothing arrived
@@ -68,10 +69,11 @@ class PseudoLabels(NamedTuple):
     confidence:torch.Tensor    # (N,) in [0, 1]
     scores:torch.Tensor        # (N, M)
 
+# %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-propagate-labels
 def propagate_labels(
     image_features:torch.Tensor, # (N, D)
     text_features:torch.Tensor, # (M, D)
-    basis:torch.Tensor|None, # (D, r) from `projection_basis`; None: no projection
+    basis:torch.Tensor|None, # (D, r) from projection_basis; None: no projection
     n_neighbors:int=20, # k of the graph
     alpha:float=.99, # how much is passed on
     max_iter:int=20, # of conjugate gradients
@@ -82,6 +84,7 @@ def propagate_labels(
     scores = propagate(neighbor_graph(nodes, n_neighbors), len(text_features), alpha, max_iter, tol)
     return PseudoLabels(scores_to_labels(scores), scores_to_confidence(scores), scores)
 
+# %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-label-features
 def label_features(
     image_features, # (N, D) tensor or array, rows of any length but zero
     text_features, # (M, D) of the same model, M >= 2
@@ -90,7 +93,7 @@ def label_features(
     alpha:float=.99, # how much is passed on, in (0, 1)
     max_iter:int=20, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
-    max_dim:int|None=None, # see `projection_basis`
+    max_dim:int|None=None, # see projection_basis
 )->PseudoLabels: # `(pseudo_labels, confidence, scores)`
     "Label images by their features alone: training-free ReCLIP (stages 1 and 2). `ValueError` says what is wrong with the input"
     x, t = unit_rows(image_features, 'image_features'), unit_rows(text_features, 'text_features')

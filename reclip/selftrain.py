@@ -35,6 +35,7 @@ def norm_parameters(
     if not found: raise ValueError(f"the {tower} tower of {type(model).__name__} has no LayerNorm, GroupNorm or BatchNorm parameters to train")
     return found
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-norms-norm-state
 def norm_state(
     model, # open_clip model
     tower:str, # `"text"` or `"image"`
@@ -42,10 +43,11 @@ def norm_state(
     "What a student is: the values of its tower's normalisation parameters"
     return {name: p.detach().clone() for name, p in norm_parameters(model, tower).items()}
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-norms-set-norm-state
 @torch.no_grad()
 def set_norm_state(
     model, # open_clip model
-    state:dict[str, torch.Tensor], # from `norm_state` of the same architecture
+    state:dict[str, torch.Tensor], # from norm_state of the same architecture
 ):
     "Put a student's values into the model; `ValueError` if they belong to another architecture"
     own = dict(model.named_parameters())
@@ -81,6 +83,7 @@ def agreement(
     "Images that both students label, and label alike"
     return (labels_t == labels_v) & (labels_t >= 0)
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-agreement-class-centroids
 def class_centroids(
     image_features:torch.Tensor, # (N, D) unit rows, not projected
     pseudo_labels:torch.Tensor, # (N,) int64, -1 = none
@@ -95,7 +98,7 @@ def class_centroids(
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-train-epoch
 def train_epoch(
-    model, # lent by `borrowed`; the norm parameters of both towers require gradients
+    model, # lent by borrowed; the norm parameters of both towers require gradients
     data:ImageDataset, # N images
     frozen_features:torch.Tensor, # (N, D) unit rows of the original image tower, for T
     prompts:tuple[torch.Tensor, torch.Tensor], # tokens (P, L) of the first template, and (P,) the class of each
@@ -146,16 +149,18 @@ class Adapted(NamedTuple):
     pseudo_labels:torch.Tensor        # (N,) where T and V agree at the end, -1 elsewhere
     history:list               # one dict per look: before training, then after each epoch
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-adapted-default-epochs
 def default_epochs(
     n_images:int, # N
 )->int: # number of epochs
     "The released code's rule: `min(100, N / 5000 + 2)`"
     return min(100, n_images // 5000 + 2)
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-adapted-history-row
 def history_row(
     epoch:int, # 0 before training
-    t, # `PseudoLabels` of T
-    v, # `PseudoLabels` of V
+    t, # PseudoLabels of T
+    v, # PseudoLabels of V
     logits:torch.Tensor, # (2, N, M) of T and V
     before:torch.Tensor, # (N,) predicted labels of the row before
     scorer:Callable|None=None, # predicted labels (N,) -> number
@@ -172,18 +177,18 @@ def history_row(
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapt
 def adapt(
     model, # open_clip model; left as it was
-    images, # what `ImageDataset` takes: N images, labels are dropped
+    images, # what ImageDataset takes: N images, labels are dropped
     preprocess, # the model's own; None for preprocessed tensors
     tokenizer, # the model's own
     class_names:Sequence, # (M,) names; each a string or a list of aliases
     templates:Sequence[str]=('a photo of a {}.',), # (T,) sentences with `{}`; T trains with the first
     projection:str='P2', # `"none"`, `"P1"` or `"P2"`
-    max_dim:int|None=None, # see `projection_basis`
+    max_dim:int|None=None, # see projection_basis
     n_neighbors:int=20, # k of the graph
     alpha:float=.99, # of label propagation
     max_iter:int=20, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
-    epochs:int|None=None, # default: `default_epochs`
+    epochs:int|None=None, # default: default_epochs
     batch_size:int=64, # images drawn in one step
     lr_text:float=1e-3, # of T
     lr_image:float=1e-3, # of V

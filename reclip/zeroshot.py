@@ -30,6 +30,7 @@ def check_class_names(
             seen[key] = i
     return aliases
 
+# %% ../nbs/02_zeroshot.ipynb #zeroshot-check-check-templates
 def check_templates(
     templates:Sequence[str], # (T,) sentences with `{}` where the name goes
 )->list[str]: # the same, as a list
@@ -52,6 +53,7 @@ def class_prompts(
     prompts, owner = zip(*pairs)
     return list(prompts), torch.tensor(owner)
 
+# %% ../nbs/02_zeroshot.ipynb #zeroshot-prompt-tokens-class-mean
 def class_mean(
     rows:torch.Tensor, # (P, D) unit rows
     owner:torch.Tensor, # (P,) int64, the class of each row
@@ -86,6 +88,7 @@ def zero_shot_logits(
     if x.shape[1] != t.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide and text_features {t.shape[1]}; both must come from the same model")
     return logit_scale * x @ t.to(x).T
 
+# %% ../nbs/02_zeroshot.ipynb #zeroshot-logits-accuracy
 def accuracy(
     predicted, # (N,) labels, or (N, M) logits
     labels, # (N,) true labels; for scoring only

@@ -118,3 +118,30 @@ def test_the_global_generator_is_left_alone(clip, digits):
 
 def test_epochs_of_the_released_code():
     assert [default_epochs(n) for n in (1, 4_999, 5_000, 1_000_000)] == [2, 2, 3, 100]
+
+
+def tiny(kind):
+    "Other families of open_clip at toy size, with random weights"
+    import open_clip
+    vision, text = dict(image_size=32, patch_size=8, layers=1, width=64), dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=1)
+    torch.manual_seed(0)
+    if kind == 'resnet': return open_clip.CLIP(32, vision | dict(layers=(1, 1, 1, 1), width=8), text)
+    if kind == 'own text tower': return open_clip.CustomTextCLIP(32, vision, text)
+    if kind == 'both ways': return open_clip.CustomTextCLIP(32, vision, text | dict(no_causal_mask=True, pool_type='last'))
+
+
+@pytest.mark.parametrize('kind', ['resnet', 'own text tower', 'both ways'])
+def test_other_towers(kind):
+    import open_clip
+    from reclip.clip import can_cut, encode_text
+    model, tokenizer = tiny(kind).eval(), open_clip.SimpleTokenizer(context_length=16)
+    tokens = tokenizer(['a cat', 'a photo of a dog.'])
+    with torch.no_grad(): theirs = model.encode_text(tokens, normalize=True)
+    assert can_cut(model) == (kind != 'both ways') and torch.allclose(encode_text(model, tokens), theirs, atol=1e-6)
+    before = copy.deepcopy(model.state_dict())
+    pixels = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = ReCLIP.from_model(model, None, tokenizer, ['cat', 'dog', 'cow', 'hen'], epochs=1).fit(pixels)
+    assert torch.equal(found.predict(pixels), found.labels_)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())       # BatchNorm's running statistics among them
+    assert any(not torch.equal(v, before[k]) for k, v in found.image_state_.items()) and any(not torch.equal(v, before[k]) for k, v in found.text_state_.items())
+    if kind == 'resnet': assert any('bn1' in k for k in found.image_state_) and not any('running' in k for k in found.image_state_)
