@@ -84,7 +84,7 @@ class ReCLIP(BaseEstimator):
         max_dim:int|str|None='auto', # see projection_basis; `"auto"`: 250 above 500 classes, else 768, as in the released code
         n_neighbors:int=20, # k of the graph
         alpha:float=.99, # of label propagation, in (0, 1)
-        max_iter:int=20, # of conjugate gradients
+        max_iter:int|None=None, # of conjugate gradients; default: 100, or 20 with `recipe="official"`
         tol:float=1e-6, # residual that ends them
         epochs:int|None=None, # default: `min(100, N / 5000 + 2)`; 0: label without training
         batch_size:int=64, # images drawn in one training step

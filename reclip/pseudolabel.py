@@ -18,7 +18,7 @@ def propagate(
     S:torch.Tensor, # (n, n) normalised graph, sparse CSR; the first `n_classes` nodes are the class texts
     n_classes:int, # M
     alpha:float=.99, # how much of a colour is passed on, in (0, 1)
-    max_iter:int=20, # most iterations of conjugate gradients
+    max_iter:int=100, # most iterations of conjugate gradients
     tol:float=1e-6, # a class is done when its residual is this small
 )->torch.Tensor: # scores (N, M), N = n - M, in the type of `S`: the image rows of Z
     "Solve `(I - alpha S) Z = Y` for all classes at once by conjugate gradients (paper, section 3.2)"
@@ -76,7 +76,7 @@ def propagate_labels(
     basis:torch.Tensor|None, # (D, r) from projection_basis; None: no projection
     n_neighbors:int=20, # k of the graph
     alpha:float=.99, # how much is passed on
-    max_iter:int=20, # of conjugate gradients
+    max_iter:int=100, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
 )->PseudoLabels:
     "Pseudo-labels in a given projection space"
@@ -91,7 +91,7 @@ def label_features(
     projection:str='P2', # `"none"`, `"P1"` or `"P2"`
     n_neighbors:int=20, # k of the graph
     alpha:float=.99, # how much is passed on, in (0, 1)
-    max_iter:int=20, # of conjugate gradients
+    max_iter:int=100, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
     max_dim:int|None=None, # see projection_basis
 )->PseudoLabels: # `(pseudo_labels, confidence, scores)`

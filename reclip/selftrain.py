@@ -186,7 +186,7 @@ def adapt(
     max_dim:int|None=None, # see projection_basis
     n_neighbors:int=20, # k of the graph
     alpha:float=.99, # of label propagation
-    max_iter:int=20, # of conjugate gradients
+    max_iter:int|None=None, # of conjugate gradients; default: 100, or 20 with `recipe="official"`
     tol:float=1e-6, # residual that ends them
     epochs:int|None=None, # default: default_epochs
     batch_size:int=64, # images drawn in one step
@@ -195,7 +195,7 @@ def adapt(
     momentum:float=.9, # of SGD
     weight_decay:float=1e-4, # of SGD
     logit_scale:float=100., # s
-    recipe:str='paper', # `"official"`: the released code's V loss, and T predicts with its first template
+    recipe:str='paper', # `"official"`: the released code's V loss and 20 iterations, and T predicts with its first template
     seed:int=0, # of the order of training
     encode_batch_size:int=256, # images or prompts in one forward pass without gradients
     num_workers:int=0, # processes that open images
@@ -207,6 +207,8 @@ def adapt(
     data, M = ImageDataset(images, preprocess), len(class_names)
     epochs = default_epochs(len(data)) if epochs is None else epochs
     if epochs < 0: raise ValueError(f"epochs: expected 0 or more, got {epochs}")
+    if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+    if max_iter is None: max_iter = 20 if recipe == 'official' else 100
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol)
     long, short = ((tokenizer(p).to(device), owner.to(device)) for p, owner in (class_prompts(class_names, templates), class_prompts(class_names, list(templates)[:1])))
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size), prompts[1], M)
