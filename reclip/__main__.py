@@ -16,7 +16,7 @@ def _parser():
     demo.add_argument('-o', '--output', type=Path, default=Path('reclip-demo'), help='folder to write; it must not exist (default: %(default)s)')
     demo.add_argument('--projection', choices=('none', 'P1', 'P2'), default='P2', help='space of the pseudo-labels (default: %(default)s, as in the paper)')
     demo.add_argument('--recipe', choices=('paper', 'official'), default='paper', help='follow the paper or the released code (default: %(default)s)')
-    demo.add_argument('--epochs', type=int, default=6, help='passes over the images (default: %(default)s)')
+    demo.add_argument('--epochs', type=int, help="passes over the images (default: the released code's rule, 2 for so few images)")
     demo.add_argument('--seed', type=int, default=0, help='of the order of training (default: %(default)s)')
     demo.add_argument('-q', '--quiet', action='store_true', help='no progress bars')
     return parser
@@ -57,7 +57,7 @@ def _table(path, clip, names):
             rows.writerow([i, names[a], f'{c:.4f}', names[z], int(a != z), names[t], names[v]])
 
 
-def demo(output, projection='P2', recipe='paper', epochs=6, seed=0, verbose=True):
+def demo(output, projection='P2', recipe='paper', epochs=None, seed=0, verbose=True):
     "Adapt the demo model to the handwritten digits and write `output`; returns the accuracies, by name"
     from reclip import ReCLIP, accuracy
     from reclip.demo import class_names, demo_digits, templates

@@ -41,8 +41,12 @@ def write_folder(
         new.mkdir()
         (new / 'adapted.safetensors').write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}))
         (new / 'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
-        if folder.exists(): os.replace(folder, Path(scratch, 'old'))
-        os.replace(new, folder)
+        old = Path(scratch, 'old')
+        if folder.exists(): os.replace(folder, old)
+        try: os.replace(new, folder)
+        except BaseException:
+            if old.exists(): os.replace(old, folder)        # the earlier one goes back to its place
+            raise
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder-read-folder
 def read_folder(

@@ -102,7 +102,8 @@ def encode_images(
     data = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess)
     device = next(model.parameters()).device
     rows = []
-    for batch in tqdm(DataLoader(data, batch_size, num_workers=num_workers), desc='encode images', disable=not progress, leave=False):
+    loader = DataLoader(data, batch_size, num_workers=num_workers, generator=torch.Generator())     # a generator of its own: the global one is the caller's
+    for batch in tqdm(loader, desc='encode images', disable=not progress, leave=False):
         rows.append(unit_rows(model.encode_image(batch.to(device)), 'image_features'))
     return torch.cat(rows)
 

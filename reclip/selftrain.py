@@ -117,7 +117,7 @@ def train_epoch(
     device, (tokens, owner), keep = frozen_features.device, prompts, mask.cpu()
     drawn = torch.randperm(len(data), generator=generator).split(batch_size)
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
-    loader = DataLoader(data, batch_sampler=[b.tolist() for b, _ in batches], num_workers=num_workers)
+    loader = DataLoader(data, batch_sampler=[b.tolist() for b, _ in batches], num_workers=num_workers, generator=torch.Generator())
     sums = torch.zeros(2, device=device)
     for (batch, n_drawn), images in zip(batches, loader):
         b = batch.to(device)

@@ -24,7 +24,7 @@ def test_round_trip_to_the_last_bit(fitted, digits, tmp_path):
     assert torch.equal(back.labels_, fitted.labels_) and torch.equal(back.pseudo_labels_, fitted.pseudo_labels_) and back.history_ == fitted.history_
     assert files(tmp_path) == ['run', 'run/adapted.safetensors', 'run/config.json']
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    assert config['settings']['class_names'] == list(demo.class_names) and config['versions']['torch'] == torch.__version__
+    assert config['settings']['class_names'] == list(demo.class_names) and torch.__version__.startswith(config['versions']['torch'])
     again = back.save(tmp_path / 'again')
     assert (again / 'adapted.safetensors').read_bytes() == (tmp_path / 'run' / 'adapted.safetensors').read_bytes()
 
