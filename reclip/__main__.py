@@ -36,6 +36,7 @@ def _figure(path, clip, images, names, steps):
     rows = clip.history_
     for key, label in dict(agreement='students agree', confidence_t='confidence of T', confidence_v='confidence of V', changed='labels changed').items():
         lines.plot([r['epoch'] for r in rows], [r[key] for r in rows], 'o-', ms=4, label=label)
+    lines.set_xticks([r['epoch'] for r in rows][::max(1, len(rows) // 8)])
     lines.set(xlabel='epoch', ylim=(-.03, 1.03), title='what can be seen without labels'); lines.legend(fontsize=8); lines.spines[['top', 'right']].set_visible(False)
     changed = (clip.labels_ != clip.zero_shot_labels_).nonzero()[:, 0]
     order = changed[clip.confidence_[changed].argsort(descending=True)][:20].tolist()
