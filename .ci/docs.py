@@ -37,7 +37,7 @@ def readme(cfg):
     for c in json.loads((cfg.nbs_path/'index.ipynb').read_text('utf-8'))['cells']:
         src = ''.join(c['source'])
         if re.search(r'^#\|\s*(hide|export|include: false)', src, re.M): continue
-        if c['cell_type']=='markdown': out.append(re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, src))
+        if c['cell_type']=='markdown': out.append(re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, src).replace('](images/', '](nbs/images/'))
         elif c['cell_type']=='code':
             out.append('```python\n' + re.sub(r'^#\|.*\n', '', src, flags=re.M) + '\n```')
             for o in c['outputs']:
