@@ -9,7 +9,6 @@ __all__ = ['load_clip', 'unit_rows', 'ImageDataset', 'encode_images', 'can_cut',
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F

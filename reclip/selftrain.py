@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .clip import ImageDataset, encode_images, encode_text, encode_tokens
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
-from .zeroshot import class_mean, class_prompts
+from .zeroshot import check_templates, class_mean, class_prompts
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-norms
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -210,7 +210,7 @@ def adapt(
     if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol)
-    long, short = ((tokenizer(p).to(device), owner.to(device)) for p, owner in (class_prompts(class_names, templates), class_prompts(class_names, list(templates)[:1])))
+    long, short = ((tokenizer(p).to(device), owner.to(device)) for p, owner in (class_prompts(class_names, templates), class_prompts(class_names, check_templates(templates)[:1])))
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size), prompts[1], M)
     def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress)
     generator, history = torch.Generator().manual_seed(seed), []

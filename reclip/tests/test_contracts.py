@@ -212,6 +212,11 @@ def test_identical_images_and_two_classes_can_be_fitted(clip, digits):
     assert set(two.labels_.tolist()) <= {0, 1}
 
 
+def test_one_template_may_be_a_plain_string(clip, digits):
+    one, listed = (ReCLIP.from_model(*clip, demo.class_names, templates=t, epochs=1).fit(digits[0][:60]) for t in ('a picture of a {}.', ['a picture of a {}.']))
+    assert torch.equal(one.predict_proba(digits[0][:60]), listed.predict_proba(digits[0][:60]))
+
+
 def test_bad_estimator_settings(clip, digits):
     model, preprocess, tokenizer = clip
     def fit(**settings): ReCLIP.from_model(model, preprocess, tokenizer, **dict(class_names=demo.class_names) | settings).fit(digits[0][:40])
