@@ -20,9 +20,10 @@ from safetensors.torch import save as to_bytes
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
-from .clip import ImageDataset, encode_images, load_clip
-from .pseudolabel import scores_to_confidence
-from .selftrain import adapt, borrowed, norm_state
+from .clip import ImageDataset, encode_images, load_clip, unit_rows
+from .pseudolabel import label_features, scores_to_confidence
+from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_state
+from .zeroshot import text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
 def write_folder(
@@ -98,7 +99,9 @@ class ReCLIP(BaseEstimator):
         weight_decay:float=1e-4, # of SGD
         logit_scale:float=100., # s, already exponentiated
         recipe:str='paper', # or `"official"`, see adapt
-        encode_batch_size:int=256, # images or prompts in one forward pass without gradients
+        descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
+        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
+        precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
         num_workers:int=0, # processes that open images
         device:str|None=None, # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
         seed:int=0, # of the order of training
@@ -109,7 +112,8 @@ class ReCLIP(BaseEstimator):
         self.n_neighbors, self.alpha, self.max_iter, self.tol = n_neighbors, alpha, max_iter, tol
         self.epochs, self.batch_size, self.lr_text, self.lr_image = epochs, batch_size, lr_text, lr_image
         self.momentum, self.weight_decay, self.logit_scale, self.recipe = momentum, weight_decay, logit_scale, recipe
-        self.encode_batch_size, self.num_workers, self.seed, self.verbose = encode_batch_size, num_workers, seed, verbose
+        self.descriptions, self.encode_batch_size, self.precision = descriptions, encode_batch_size, precision
+        self.num_workers, self.seed, self.verbose = num_workers, seed, verbose
 
     @classmethod
     def from_model(cls,
@@ -125,19 +129,45 @@ class ReCLIP(BaseEstimator):
     def fit(self,
         images, # N images: preprocessed (N, 3, H, W) tensor, list of paths or PIL images, or a torch `Dataset`, whose labels are dropped
         scorer:Callable|None=None, # predicted labels (N,) -> number; written into `history_` and read by nobody
+        frozen_features:torch.Tensor|None=None, # (N, D) unit rows of these images by this model, if they are known already
+        state:TrainingState|None=None, # go on from here, see adapt
+        keep:Callable|None=None, # receives a TrainingState after each epoch
     )->'ReCLIP': # itself
         "Adapt to the images"
-        if self.class_names is None: raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in _NOT_FOR_ADAPT}
-        max_dim = (250 if len(self.class_names) > 500 else 768) if self.max_dim == 'auto' else self.max_dim
         model, preprocess, tokenizer = self._clip()
-        found = adapt(model, images, preprocess, tokenizer, self.class_names, self.templates, max_dim=max_dim, scorer=scorer, progress=self.verbose, **settings)
+        found = adapt(model, images, preprocess, tokenizer, self._names(), self.templates, max_dim=self._max_dim(), scorer=scorer, progress=self.verbose,
+                      frozen_features=frozen_features, state=state, keep=keep, **settings)
         probabilities = found.logits.mean(0).softmax(1).cpu()
         self.labels_, self.confidence_ = probabilities.argmax(1), scores_to_confidence(probabilities)
         self.t_labels_, self.v_labels_ = found.logits.argmax(2).cpu()
         for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids'): setattr(self, f'{name}_', getattr(found, name).cpu())
         for name in ('text_state', 'image_state'): setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
         self.history_ = found.history
+        return self
+
+    def fit_features(self,
+        image_features, # (N, D) of the untouched image tower, rows of any length but zero
+        propagate:bool=True, # False: plain zero-shot labels, nothing is learned
+    )->'ReCLIP': # itself; both students are the pretrained model
+        "Training-free ReCLIP (stages 1 and 2): `labels_` come from label propagation, and V's centroids from them. `ValueError` if the width is not the model's"
+        names, (model, _, tokenizer) = self._names(), self._clip()
+        with borrowed(model): text = text_classifier(model, tokenizer, names, self.templates, self.encode_batch_size or 256, self.descriptions).cpu()
+        x = unit_rows(image_features, 'image_features').float().cpu()
+        if x.shape[1] != text.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model")
+        scores = (self.logit_scale * x @ text.T).softmax(1)
+        zero_shot, none = scores.argmax(1), torch.full((len(x),), -1)
+        found, centroids = none, text
+        if propagate:
+            max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
+            found, _, spread = label_features(x, text, self.projection, self.n_neighbors, self.alpha, max_iter, self.tol, self._max_dim())
+            scores, centroids = torch.where(found[:, None] >= 0, spread.clamp(min=0), scores), class_centroids(x, found, text, text)
+        self.labels_, self.confidence_ = scores.argmax(1), scores_to_confidence(scores)
+        self.pseudo_labels_ = self.first_pseudo_labels_ = found
+        self.zero_shot_labels_, self.t_labels_, self.v_labels_ = zero_shot, zero_shot, (x @ centroids.T).argmax(1)
+        self.text_features_, self.centroids_ = text, centroids
+        self.text_state_, self.image_state_ = ({k: v.cpu() for k, v in norm_state(model, tower).items()} for tower in ('text', 'image'))
+        self.history_ = [dict(epoch=0, confidence=self.confidence_.mean().item(), changed=(self.labels_ != zero_shot).float().mean().item())]
         return self
 
     def transform(self,
@@ -152,8 +182,17 @@ class ReCLIP(BaseEstimator):
     )->torch.Tensor: # probabilities (N, M), rows sum to 1, on the CPU; not calibrated
         "Softmax of the mean logits of both students"
         self._check_fitted()
-        frozen, seen = self._encode(images), self._encode(images, self.image_state_)
-        logits = self.logit_scale * torch.stack([frozen @ self.text_features_.to(frozen).T, seen @ self.centroids_.to(seen).T])
+        return self.combine(self._encode(images), self._encode(images, self.image_state_))
+
+    def combine(self,
+        frozen_features:torch.Tensor, # (N, D) unit rows of the pretrained image tower, for T
+        adapted_features:torch.Tensor, # (N, D) unit rows of V; the same ones after fit_features
+    )->torch.Tensor: # probabilities (N, M), rows sum to 1, on the CPU
+        "Probabilities from features that are known already; `ValueError` if their width is not the model's"
+        self._check_fitted()
+        x, v = (unit_rows(o, 'features').to(frozen_features.device) for o in (frozen_features, adapted_features))
+        if {x.shape[1], v.shape[1]} != {self.centroids_.shape[1]}: raise ValueError(f"features are {x.shape[1]} wide, this ReCLIP was fitted on {self.centroids_.shape[1]}; encode the images with the same model")
+        logits = self.logit_scale * torch.stack([x @ self.text_features_.to(x).T, v @ self.centroids_.to(v).T])
         return logits.mean(0).softmax(1).cpu()
 
     def predict(self,
@@ -168,12 +207,7 @@ class ReCLIP(BaseEstimator):
     )->Path: # the folder
         "Write what was learned: `adapted.safetensors` and `config.json`, whole or not at all"
         self._check_fitted()
-        settings = {k: v for k, v in self.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer')}
-        if isinstance(self.model, nn.Module): settings['model'] = None
-        tensors = {name: getattr(self, name) for name in _RESULTS}
-        tensors |= {f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()}
-        versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
-        write_folder(folder, tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions), overwrite)
+        write_folder(folder, *self._parts(), overwrite)
         return Path(folder)
 
     @classmethod
@@ -197,6 +231,21 @@ class ReCLIP(BaseEstimator):
         if fingerprint(self._clip()[0]) != expected: raise ValueError(f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged")
         return self
 
+    def _parts(self):
+        "What `save` writes: tensors and config"
+        settings = {k: v for k, v in self.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer')}
+        if isinstance(self.model, nn.Module): settings['model'] = None
+        tensors = {name: getattr(self, name) for name in _RESULTS}
+        tensors |= {f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()}
+        versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
+        return tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions)
+
+    def _names(self):
+        if self.class_names is None: raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
+        return self.class_names
+
+    def _max_dim(self): return (250 if len(self.class_names) > 500 else 768) if self.max_dim == 'auto' else self.max_dim
+
     def _clip(self):
         "`(model, preprocess, tokenizer)`; a model by name is loaded once"
         if isinstance(self.model, nn.Module):
@@ -210,7 +259,7 @@ class ReCLIP(BaseEstimator):
         "Image features with `states` in the model's norm layers"
         model, preprocess, _ = self._clip()
         with borrowed(model, *states):
-            return encode_images(model, ImageDataset(images, preprocess), batch_size=self.encode_batch_size, num_workers=self.num_workers, progress=self.verbose)
+            return encode_images(model, ImageDataset(images, preprocess), batch_size=self.encode_batch_size, num_workers=self.num_workers, progress=self.verbose, precision=self.precision)
 
     def _check_fitted(self):
         if not hasattr(self, 'centroids_'): raise NotFittedError("this ReCLIP has learned nothing yet: call fit(images), or ReCLIP.load(folder)")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'RECIPES', 'norm_parameters', 'norm_state', 'set_norm_state', 'borrowed', 'agreement', 'class_centroids',
-           'train_epoch', 'Adapted', 'default_epochs', 'history_row', 'adapt']
+           'train_epoch', 'TrainingState', 'Adapted', 'default_epochs', 'history_row', 'training_state',
+           'put_training_state', 'adapt']
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-export-imports
 import time
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from .clip import ImageDataset, encode_images, encode_text, encode_tokens
+from .clip import ImageDataset, encode_images, encode_text, encode_tokens, fit_memory, mixed
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
 from .zeroshot import check_templates, class_mean, class_prompts
@@ -112,23 +113,36 @@ def train_epoch(
     recipe:str='paper', # `"official"` divides V's loss by the batch size once more
     num_workers:int=0, # processes that open images
     bar=None, # tqdm bar to advance
+    precision:str='float32', # of the towers, see mixed
+    forward_size:int|None=None, # images in one forward pass; default: the whole step; halved when memory runs out, and the gradients add up to the same
 )->dict: # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
     "One pass over the agreeing images, both students learning side by side (paper, section 3.3)"
     device, (tokens, owner), keep = frozen_features.device, prompts, mask.cpu()
+    gain = 1024. if precision == 'float16' else 1.            # lifts small gradients over float16's smallest number
     drawn = torch.randperm(len(data), generator=generator).split(batch_size)
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
     loader = DataLoader(data, batch_sampler=[b.tolist() for b, _ in batches], num_workers=num_workers, generator=torch.Generator())
-    sums = torch.zeros(2, device=device)
+    sums, size = torch.zeros(2, device=device), forward_size or batch_size
     for (batch, n_drawn), images in zip(batches, loader):
         b = batch.to(device)
-        text = class_mean(encode_tokens(model, tokens), owner, len(centroids))
-        seen = F.normalize(model.encode_image(images.to(device)).float(), dim=-1)
-        loss_t = F.cross_entropy(logit_scale * frozen_features[b] @ text.T, labels[b])
-        loss_v = F.cross_entropy(logit_scale * seen @ centroids.T, labels[b]) / (n_drawn if recipe == 'official' else 1)
-        optimizer.zero_grad()
-        (loss_t + loss_v).backward()
+        def gradients(size):
+            optimizer.zero_grad()
+            with mixed(device, precision): text = class_mean(encode_tokens(model, tokens), owner, len(centroids))
+            loss_t = F.cross_entropy(logit_scale * frozen_features[b] @ text.T, labels[b])
+            (gain * loss_t).backward()
+            loss_v = 0.
+            for part, of in zip(images.split(size), b.split(size)):
+                with mixed(device, precision): seen = F.normalize(model.encode_image(part.to(device)).float(), dim=-1)
+                share = len(of) / len(b) / (n_drawn if recipe == 'official' else 1)
+                loss = F.cross_entropy(logit_scale * seen @ centroids.T, labels[of]) * share
+                (gain * loss).backward()
+                loss_v = loss_v + loss.detach()
+            return torch.stack([loss_t.detach(), loss_v])
+        losses, size = fit_memory(gradients, size)
+        if gain != 1:
+            for p in (p for g in optimizer.param_groups for p in g['params'] if p.grad is not None): p.grad.div_(gain)
         optimizer.step()
-        sums += torch.stack([loss_t, loss_v]).detach()
+        sums += losses
         if bar is not None: bar.update()
     loss_t, loss_v = (sums / max(len(batches), 1)).tolist() if batches else (None, None)
     if batches and not torch.isfinite(sums).all(): raise FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image")
@@ -136,6 +150,12 @@ def train_epoch(
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted
 RECIPES = ('paper', 'official')
+
+class TrainingState(NamedTuple):
+    "All that the next epoch depends on, beside images and settings"
+    tensors:dict               # norm parameters, momentum, generator, centroids, labels, by name
+    history:list               # rows so far; the last one has no losses yet
+    trained:dict               # losses of the epoch that has just ended
 
 class Adapted(NamedTuple):
     "What `adapt` learned"
@@ -174,6 +194,36 @@ def history_row(
         row |= {name: float(scorer(o.cpu().clone())) for name, o in what.items()}
     return row
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-state
+def training_state(
+    model, # lent by borrowed
+    optimizer:torch.optim.Optimizer, # over the norm parameters
+    generator:torch.Generator, # of the order
+    found:dict[str, torch.Tensor], # centroids and labels
+    history:list, # rows so far
+    trained:dict, # losses of the last epoch
+)->TrainingState: # copies on the CPU
+    "A snapshot after an epoch"
+    own = {f'{tower}/{name}': p for tower in ('text', 'image') for name, p in norm_parameters(model, tower).items()}
+    momentum = {f'momentum/{name}': optimizer.state[p]['momentum_buffer'] for name, p in own.items() if p in optimizer.state}
+    tensors = own | momentum | {f'found/{k}': v for k, v in found.items()} | dict(generator=generator.get_state())
+    return TrainingState({k: v.detach().cpu().clone() for k, v in tensors.items()}, [dict(r) for r in history], dict(trained))
+
+def put_training_state(
+    state:TrainingState, # from training_state
+    model, # lent by borrowed
+    optimizer:torch.optim.Optimizer, # over its norm parameters
+    generator:torch.Generator, # of the order
+)->dict[str, torch.Tensor]: # centroids and labels, on the model's device
+    "Put a snapshot back; `ValueError` if it belongs to another architecture"
+    own = {f'{tower}/{name}': (name, p) for tower in ('text', 'image') for name, p in norm_parameters(model, tower).items()}
+    set_norm_state(model, {name: state.tensors[k] for k, (name, _) in own.items() if k in state.tensors})
+    for k, (_, p) in own.items():
+        if f'momentum/{k}' in state.tensors: optimizer.state[p]['momentum_buffer'] = state.tensors[f'momentum/{k}'].to(p)
+    generator.set_state(state.tensors['generator'])
+    device = next(model.parameters()).device
+    return {k.removeprefix('found/'): v.to(device) for k, v in state.tensors.items() if k.startswith('found/')}
+
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapt
 def adapt(
     model, # open_clip model; left as it was
@@ -197,8 +247,13 @@ def adapt(
     logit_scale:float=100., # s
     recipe:str='paper', # `"official"`: the released code's V loss and 20 iterations, and T predicts with its first template
     seed:int=0, # of the order of training
-    encode_batch_size:int=256, # images or prompts in one forward pass without gradients
+    encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
     num_workers:int=0, # processes that open images
+    precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
+    descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
+    frozen_features:torch.Tensor|None=None, # (N, D) unit rows of these images by this model, if they are known already
+    state:TrainingState|None=None, # go on from here instead of from the start
+    keep:Callable|None=None, # receives a TrainingState after each epoch
     scorer:Callable|None=None, # predicted labels (N,) -> number; its results go into the history and nowhere else
     progress:bool=False, # show bars
 )->Adapted:
@@ -210,21 +265,31 @@ def adapt(
     if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol)
-    long, short = ((tokenizer(p).to(device), owner.to(device)) for p, owner in (class_prompts(class_names, templates), class_prompts(class_names, check_templates(templates)[:1])))
-    def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size), prompts[1], M)
-    def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress)
-    generator, history = torch.Generator().manual_seed(seed), []
+    long, short = ((tokenizer(p).to(device), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
+    def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256), prompts[1], M)
+    def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision)
+    generator, history, trained, begin = torch.Generator().manual_seed(seed), [], {}, 0
+    with mixed(device, precision): pass                     # refuses an unknown precision before any work
     with borrowed(model), tqdm(desc='self-training', total=epochs * -(-len(data) // batch_size), disable=not progress) as bar:
         first_text = text_features = centroids = texts(long)
         predicting_text = texts(short) if recipe == 'official' else text_features
         first_basis = basis = projection_basis(text_features, projection, max_dim)
-        frozen = image_features = encode()
+        frozen = image_features = encode() if frozen_features is None else frozen_features.to(device)
+        if frozen.shape != (len(data), text_features.shape[1]): raise ValueError(f"frozen_features: expected shape {(len(data), text_features.shape[1])}, got {tuple(frozen.shape)}; they belong to other images or another model")
         zero_shot = before = (frozen @ text_features.T).argmax(1)
         optimizer = torch.optim.SGD([dict(params=[p.requires_grad_() for p in norm_parameters(model, tower).values()], lr=lr)
                                      for tower, lr in (('text', lr_text), ('image', lr_image))], momentum=momentum, weight_decay=weight_decay)
-        trained = {}
-        for epoch in range(epochs + 1):
+        if state is not None:
+            found = put_training_state(state, model, optimizer, generator)
+            centroids, before, first = found['centroids'], found['before'], found['first']
+            history, trained, begin = [dict(r) for r in state.history], dict(state.trained), len(state.history)
+            bar.update(begin * -(-len(data) // batch_size))
+        for epoch in range(begin, epochs + 1):
             start = time.perf_counter()
+            if epoch:
+                text_features = texts(long)
+                predicting_text = texts(short) if recipe == 'official' else text_features
+                basis, image_features = projection_basis(text_features, projection, max_dim), encode()
             logits = logit_scale * torch.stack([frozen @ predicting_text.T, image_features @ centroids.T])
             t = propagate_labels(frozen, text_features, basis, **graph)
             v = propagate_labels(image_features, first_text, first_basis, **graph) if epoch else t
@@ -234,10 +299,8 @@ def adapt(
             bar.set_postfix(agreement=f"{history[-1]['agreement']:.3f}", changed=f"{history[-1]['changed']:.3f}")
             if epoch == epochs: break
             centroids = class_centroids(image_features, v.pseudo_labels, first_text, centroids)
-            trained = train_epoch(model, data, frozen, short, centroids, t.pseudo_labels, mask, optimizer, generator, batch_size, logit_scale, recipe, num_workers, bar)
-            text_features = texts(long)
-            predicting_text = texts(short) if recipe == 'official' else text_features
-            basis, image_features = projection_basis(text_features, projection, max_dim), encode()
+            trained = train_epoch(model, data, frozen, short, centroids, t.pseudo_labels, mask, optimizer, generator, batch_size, logit_scale, recipe, num_workers, bar, precision, encode_batch_size)
             trained['seconds'] = time.perf_counter() - start
+            if keep is not None: keep(training_state(model, optimizer, generator, dict(centroids=centroids, before=before, first=first), history, trained))
         states = norm_state(model, 'text'), norm_state(model, 'image')
     return Adapted(*states, predicting_text, centroids, logits, zero_shot, first, torch.where(mask, t.pseudo_labels, -1), history)

@@ -46,10 +46,15 @@ def check_templates(
 def class_prompts(
     class_names:Sequence, # (M,) names; each a string or a list of aliases
     templates:Sequence[str], # (T,) sentences with `{}`
+    descriptions:Sequence|None=None, # (M,) lists of sentences that describe a class, used as they stand; a list may be empty
 )->tuple[list[str], torch.Tensor]: # P prompts, and (P,) int64: the class of each
-    "All prompts of all classes, class by class"
-    templates = check_templates(templates)
-    pairs = [(t.replace('{}', name), c) for c, names in enumerate(check_class_names(class_names)) for name in names for t in templates]
+    "All prompts of all classes, class by class; `ValueError` if the number of descriptions is not the number of classes"
+    templates, aliases = check_templates(templates), check_class_names(class_names)
+    if descriptions is None: descriptions = [[]] * len(aliases)
+    if isinstance(descriptions, str) or len(descriptions) != len(aliases): raise ValueError(f"descriptions: expected {len(aliases)} lists of sentences, one for each class, got {len(descriptions)}")
+    for c, sentences in enumerate(descriptions):
+        if isinstance(sentences, str) or not all(isinstance(o, str) and o.strip() for o in sentences): raise ValueError(f"descriptions[{c}]: expected a list of sentences, got {sentences!r}")
+    pairs = [(prompt, c) for c, names in enumerate(aliases) for prompt in [*(t.replace('{}', name) for name in names for t in templates), *descriptions[c]]]
     prompts, owner = zip(*pairs)
     return list(prompts), torch.tensor(owner)
 
@@ -72,9 +77,10 @@ def text_classifier(
     class_names:Sequence, # (M,) names; each a string or a list of aliases
     templates:Sequence[str]=('a photo of a {}.',), # (T,) sentences with `{}`
     batch_size:int=256, # prompts in one forward pass
+    descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
 )->torch.Tensor: # text_features (M, D) float32, unit rows
     "Text features of the classes: the normalised mean of their normalised prompts"
-    prompts, owner = class_prompts(class_names, templates)
+    prompts, owner = class_prompts(class_names, templates, descriptions)
     return class_mean(encode_text(model, tokenizer(prompts), batch_size), owner, len(class_names))
 
 # %% ../nbs/02_zeroshot.ipynb #zeroshot-logits
