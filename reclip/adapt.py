@@ -72,7 +72,7 @@ def fingerprint(
     return digest.hexdigest()
 
 # %% ../nbs/07_reclip.ipynb #reclip-reclip
-_RESULTS = ('labels_', 'confidence_', 'pseudo_labels_', 'first_pseudo_labels_', 'zero_shot_labels_', 't_labels_', 'v_labels_', 'text_features_', 'centroids_')
+_RESULTS = ('labels_', 'confidence_', 'probability_', 'pseudo_labels_', 'first_pseudo_labels_', 'zero_shot_labels_', 't_labels_', 'v_labels_', 'text_features_', 'centroids_')
 _NOT_FOR_ADAPT = ('model', 'pretrained', 'class_names', 'templates', 'preprocess', 'tokenizer', 'device', 'verbose', 'max_dim')
 
 class ReCLIP(BaseEstimator):
@@ -139,9 +139,9 @@ class ReCLIP(BaseEstimator):
         found = adapt(model, images, preprocess, tokenizer, self._names(), self.templates, max_dim=self._max_dim(), scorer=scorer, progress=self.verbose,
                       frozen_features=frozen_features, state=state, keep=keep, **settings)
         probabilities = found.logits.mean(0).softmax(1).cpu()
-        self.labels_, self.confidence_ = probabilities.argmax(1), scores_to_confidence(probabilities)
+        (self.probability_, self.labels_), self.confidence_ = probabilities.max(1), scores_to_confidence(probabilities)
         self.t_labels_, self.v_labels_ = found.logits.argmax(2).cpu()
-        for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids'): setattr(self, f'{name}_', getattr(found, name).cpu())
+        for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids', 'image_features'): setattr(self, f'{name}_', getattr(found, name).cpu())
         for name in ('text_state', 'image_state'): setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
         self.history_ = found.history
         return self
@@ -151,8 +151,7 @@ class ReCLIP(BaseEstimator):
         propagate:bool=True, # False: plain zero-shot labels, nothing is learned
     )->'ReCLIP': # itself; both students are the pretrained model
         "Training-free ReCLIP (stages 1 and 2): `labels_` come from label propagation, and V's centroids from them. `ValueError` if the width is not the model's"
-        names, (model, _, tokenizer) = self._names(), self._clip()
-        with borrowed(model): text = text_classifier(model, tokenizer, names, self.templates, self.encode_batch_size or 256, self.descriptions).cpu()
+        model, text = self._clip()[0], self._zero_shot_texts()
         x = unit_rows(image_features, 'image_features').float().cpu()
         if x.shape[1] != text.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model")
         scores = (self.logit_scale * x @ text.T).softmax(1)
@@ -162,7 +161,8 @@ class ReCLIP(BaseEstimator):
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
             found, _, spread = label_features(x, text, self.projection, self.n_neighbors, self.alpha, max_iter, self.tol, self._max_dim())
             scores, centroids = torch.where(found[:, None] >= 0, spread.clamp(min=0), scores), class_centroids(x, found, text, text)
-        self.labels_, self.confidence_ = scores.argmax(1), scores_to_confidence(scores)
+        scores = scores / scores.sum(1, keepdim=True)
+        (self.probability_, self.labels_), self.confidence_, self.image_features_ = scores.max(1), scores_to_confidence(scores), x
         self.pseudo_labels_ = self.first_pseudo_labels_ = found
         self.zero_shot_labels_, self.t_labels_, self.v_labels_ = zero_shot, zero_shot, (x @ centroids.T).argmax(1)
         self.text_features_, self.centroids_ = text, centroids
@@ -239,6 +239,11 @@ class ReCLIP(BaseEstimator):
         tensors |= {f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()}
         versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
         return tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions)
+
+    def _zero_shot_texts(self):
+        "Text features of the pretrained model"
+        model, _, tokenizer = self._clip()
+        with borrowed(model): return text_classifier(model, tokenizer, self._names(), self.templates, self.encode_batch_size or 256, self.descriptions).cpu()
 
     def _names(self):
         if self.class_names is None: raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")

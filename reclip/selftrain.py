@@ -164,6 +164,7 @@ class Adapted(NamedTuple):
     text_features:torch.Tensor # (M, D) unit rows, T's classifier
     centroids:torch.Tensor     # (M, D) unit rows, V's classifier
     logits:torch.Tensor        # (2, N, M) of T and of V
+    image_features:torch.Tensor       # (N, D) unit rows of V
     zero_shot_labels:torch.Tensor     # (N,) before anything
     first_pseudo_labels:torch.Tensor  # (N,) of stage 2, -1 = none
     pseudo_labels:torch.Tensor        # (N,) where T and V agree at the end, -1 elsewhere
@@ -303,4 +304,4 @@ def adapt(
             trained['seconds'] = time.perf_counter() - start
             if keep is not None: keep(training_state(model, optimizer, generator, dict(centroids=centroids, before=before, first=first), history, trained))
         states = norm_state(model, 'text'), norm_state(model, 'image')
-    return Adapted(*states, predicting_text, centroids, logits, zero_shot, first, torch.where(mask, t.pseudo_labels, -1), history)
+    return Adapted(*states, predicting_text, centroids, logits, image_features, zero_shot, first, torch.where(mask, t.pseudo_labels, -1), history)
