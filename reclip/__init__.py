@@ -1,13 +1,22 @@
 __version__ = "0.0.1"
 
-from reclip.adapt import ReCLIP
-from reclip.clip import encode_images, encode_text, load_clip
-from reclip.graph import neighbor_graph
-from reclip.projection import project, projection_basis
-from reclip.pseudolabel import PseudoLabels, label_features, propagate
-from reclip.selftrain import adapt as self_train
-from reclip.zeroshot import accuracy, text_classifier, zero_shot_logits
-from reclip import demo
+from importlib import import_module
 
-__all__ = ['ReCLIP', 'PseudoLabels', 'accuracy', 'demo', 'encode_images', 'encode_text', 'label_features', 'load_clip', 'neighbor_graph', 'project', 'projection_basis', 'propagate',
-           'self_train', 'text_classifier', 'zero_shot_logits']
+_HOME = dict(ReCLIP='adapt', PseudoLabels='pseudolabel', accuracy='zeroshot', encode_images='clip', encode_text='clip', find_images='images', label_features='pseudolabel', load_clip='clip', neighbor_graph='graph',
+             project='projection', projection_basis='projection', propagate='pseudolabel', text_classifier='zeroshot', zero_shot_logits='zeroshot')
+_MODULES = ('demo', 'report', 'run')
+
+__all__ = [*_HOME, *_MODULES, 'self_train']
+
+
+def __getattr__(name):
+    "A name is imported when it is first used, so that `reclip --help` need not wait for PyTorch"
+    if name in _MODULES: return import_module(f'reclip.{name}')
+    if name == 'self_train': value = import_module('reclip.selftrain').adapt
+    elif name in _HOME: value = getattr(import_module(f'reclip.{_HOME[name]}'), name)
+    else: raise AttributeError(f"module 'reclip' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__(): return sorted([*globals(), *__all__])

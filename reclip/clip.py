@@ -29,22 +29,45 @@ def _check_name(
     near = difflib.get_close_matches(name, known, n=3, cutoff=.5)
     raise ValueError(f"unknown {what} {name!r}" + (f"; nearest: {', '.join(near)}" if near else '') + f"; there are {len(known)}: open_clip.list_pretrained() shows them")
 
+def _preprocessing(model):
+    "What all tags of a model say about its images; a checkpoint file does not tell"
+    known = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
+    found = {key: {str(cfg.get(key)): cfg.get(key) for cfg in known} for key in ('mean', 'std', 'interpolation', 'resize_mode')}
+    return {f'image_{key}': next(iter(values.values())) for key, values in found.items() if len(values) == 1}
+
+def _why_not_loaded(error):
+    "One sentence about what went wrong inside open_clip"
+    text = ' '.join(str(error).split())
+    if isinstance(error, ImportError): return f"needs another package: {text}; pip install 'reclip-torch[hf]' brings transformers"
+    if 'loading state_dict' in text or 'size mismatch' in text: return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
+    if 'eights_only' in text or 'Unsupported global' in text: return 'not a checkpoint that can be read safely: it holds other things than tensors, or is no checkpoint at all; save its state_dict as .safetensors'
+    if 'Failed to download' in text or 'HF Hub' in text: return f'the weights cannot be had from the hub: {text[-220:]}'
+    if 'pretrained weights' in text: return f'no weights were found: {text[:160]}'
+    return f'not a checkpoint that open_clip can read: {type(error).__name__}: {text[:160]}'
+
 def load_clip(
     model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, or `"demo"` for the model that ships with this package
     pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; not used by `"demo"` and `"hf-hub:..."`
     device:str|torch.device|None=None, # default: `"cuda"` if there is one, else `"cpu"`
 )->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W) float32; list of str -> (B, L) int64
-    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown"
+    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a checkpoint. Checkpoints that carry code are refused"
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if model == 'demo':
         from reclip.demo import demo_clip
         return demo_clip(device)
-    if not model.startswith(('hf-hub:', 'local-dir:')):
+    named = not model.startswith(('hf-hub:', 'local-dir:'))
+    if named:
         _check_name(model, open_clip.list_models(), 'model')
         if pretrained is None: raise ValueError(f"{model} without `pretrained` would have random weights; tags: {', '.join(open_clip.list_pretrained_tags_by_model(model))}")
         if not Path(pretrained).is_file(): _check_name(pretrained, open_clip.list_pretrained_tags_by_model(model), f'tag or checkpoint file for {model}')
-    net, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=pretrained, device=device)
-    return net.eval(), preprocess, open_clip.get_tokenizer(model)
+    source = f'{model}, {pretrained}' if named else model
+    try:
+        local = named and Path(pretrained).is_file()
+        if local and Path(pretrained).suffix not in ('.safetensors', '.npz', '.npy'): torch.load(pretrained, map_location='cpu', weights_only=True)      # refuses code; open_clip would try again without the guard
+        net, preprocess = open_clip.create_model_from_pretrained(model, pretrained if named else None, device=device, **(_preprocessing(model) if local else {}))
+        return net.eval(), preprocess, open_clip.get_tokenizer(model)
+    except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError): raise
+    except Exception as e: raise ValueError(f'{source}: {_why_not_loaded(e)}') from e
 
 # %% ../nbs/01_clip.ipynb #clip-unit-rows
 def unit_rows(

@@ -25,13 +25,17 @@ from .zeroshot import check_templates, class_mean, class_prompts
 # %% ../nbs/06_selftrain.ipynb #selftrain-norms
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
+def _is_norm(module):
+    "torch's layers, and those of other libraries that only have the name (T5's, for example)"
+    return isinstance(module, NORMS) or type(module).__name__.endswith(('LayerNorm', 'RMSNorm', 'RmsNorm')) and all(p.ndim == 1 for p in module.parameters())
+
 def norm_parameters(
     model, # open_clip model
     tower:str, # `"text"` or `"image"`
 )->dict[str, nn.Parameter]: # by their names in the model
     "Scale and shift of every normalisation layer of one tower; `ValueError` if there is none"
     if tower not in ('text', 'image'): raise ValueError(f"tower: expected 'text' or 'image', got {tower!r}")
-    found = {f'{prefix}.{name}': p for prefix, module in model.named_modules() if isinstance(module, NORMS) and prefix.startswith('visual.') == (tower == 'image')
+    found = {f'{prefix}.{name}': p for prefix, module in model.named_modules() if _is_norm(module) and prefix.startswith('visual.') == (tower == 'image')
              for name, p in module.named_parameters(recurse=False)}
     if not found: raise ValueError(f"the {tower} tower of {type(model).__name__} has no LayerNorm, GroupNorm or BatchNorm parameters to train")
     return found

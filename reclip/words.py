@@ -57,7 +57,7 @@ def read_classes(
     try: check_class_names(names)
     except ValueError as e:
         def line(m): return f'line {lines[int(m[1])][0]}' if lines else m[0]
-        raise ValueError(f"{where}: " + re.sub(r'(?:class_names)?\[(\d+)\]', line, str(e))) from e
+        raise ValueError(f"{where}: " + re.sub(r'(?:class_names)?\[(\d+)\]', line, str(e).removeprefix('class_names: '))) from e
     return Words(names, descriptions)
 
 # %% ../nbs/08a_words.ipynb #words-templates
