@@ -235,7 +235,7 @@ class ReCLIP(BaseEstimator):
         "What `save` writes: tensors and config"
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer')}
         if isinstance(self.model, nn.Module): settings['model'] = None
-        tensors = {name: getattr(self, name) for name in _RESULTS}
+        tensors = {name: getattr(self, name).clone() for name in _RESULTS}               # safetensors refuses two names for one tensor
         tensors |= {f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()}
         versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
         return tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions)

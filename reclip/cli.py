@@ -13,6 +13,7 @@ import functools
 import logging
 import sys
 import time
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -45,6 +46,7 @@ def command(
 
 def _say(quiet, verbose):
     "Messages of the library as plain lines on stderr"
+    warnings.showwarning = lambda message, *rest, **more: None if quiet else print(f'note: {message}', file=sys.stderr)
     log = logging.getLogger('reclip')
     log.handlers[:] = [logging.StreamHandler()]
     log.handlers[0].setFormatter(logging.Formatter('%(message)s'))
@@ -110,8 +112,8 @@ def _account(output, table, most=8):
     print(f'\n{output}/predictions.csv has every label. Next: reclip report {output}')
 
 def _write_report(folder, labels, images, quiet):
+    _say(quiet, False)
     from reclip.report import write_report
-    if not quiet: print('writing the report ...', file=sys.stderr, flush=True)
     print(write_report(folder, labels, images))
 
 @command

@@ -33,10 +33,11 @@ from nbconvert import HTMLExporter
 from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from .clip import UnreadableImage
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
-from .run import read_run, whole_file
+from .run import log, read_run, whole_file
 
 # %% ../nbs/10_report.ipynb #report-labels
 def read_labels(
@@ -56,7 +57,8 @@ def read_labels(
             found = dict(zip(found.path, found.label))
         if not isinstance(found, dict): raise ValueError(f"labels: {path} holds a {type(found).__name__}, expected {{path: label}}")
     shown = {alias.lower().strip(): (o if isinstance(o, str) else o[0]) for o in class_names for alias in ([o] if isinstance(o, str) else o)}
-    out = pd.Series([found.get(n) for n in names], dtype=object).map(lambda o: None if o is None or o != o or not str(o) else shown.get(str(o).lower().strip(), str(o)))
+    def word(o): return None if o is None or o != o or not str(o).strip() else shown.get(str(o).lower().strip(), str(o))
+    out = pd.Series([word(found.get(n)) for n in names], dtype=object)
     if not out.notna().any(): raise ValueError(f"labels: none of {len(found):,} belongs to an image of this run; paths look like {next(iter(found), '')!r} there and like {names[0]!r} here")
     if not out.isin(set(shown.values())).any(): raise ValueError(f"labels: no label is a class of this run; labels look like {out.dropna().iloc[0]!r}, classes like {next(iter(shown.values()))!r}")
     return out
@@ -100,7 +102,7 @@ STYLE = '''
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 12px; margin: 1em 0 } .card { border: 1px solid var(--line); border-radius: 12px; padding: 12px 16px } .card b { display: block; font-size: 1.55rem; line-height: 1.2 } .card span { color: var(--soft); font-size: .85rem }
 ul.checks { list-style: none; padding: 0 } ul.checks li { border-left: 4px solid #f59e0b; background: #fffbeb; padding: .5em .9em; margin: .5em 0; border-radius: 0 8px 8px 0; max-width: 52em; overflow-wrap: anywhere } .fine { border-left: 4px solid #10b981; background: #ecfdf5; padding: .5em .9em; border-radius: 0 8px 8px 0 }
 table.plain, table.counts, table.matrix { border-collapse: collapse; font-size: .92rem; background: none } table.plain td, table.plain th { text-align: left; padding: .32em .9em .32em 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .9em }
-table.counts { width: 100%; max-width: 780px } table.counts th { text-align: left; font-weight: 500; padding-right: .8em; max-width: 16em; overflow-wrap: anywhere } table.counts thead th { color: var(--soft); font-size: .82rem; text-align: right } table.counts thead th:first-child { text-align: left } td.bars { width: 55% }
+table.counts { width: 100%; max-width: 780px } table.counts th { text-align: left; font-weight: 500; padding-right: .8em; max-width: 16em; overflow-wrap: anywhere } table.counts thead th { white-space: nowrap; color: var(--soft); font-size: .82rem; text-align: right } table.counts thead th:first-child { text-align: left } td.bars { width: 55% }
 .bar { display: block; height: 8px; border-radius: 2px; margin: 2px 0; min-width: 1px } .bar.old { background: var(--grey) } .bar.new { background: var(--blue) }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; margin: .6em 0 1em } .sheet figure { margin: 0; text-align: center } .sheet img { height: 104px !important; width: 100%; object-fit: contain; background: #f3f4f6; border-radius: 6px } .sheet img.tiny { image-rendering: pixelated }
 .sheet figcaption { font-size: .76rem; line-height: 1.25; color: var(--ink); overflow-wrap: anywhere; margin-top: 3px } .sheet .gone { display: grid; place-items: center; height: 104px; background: #f3f4f6; color: var(--soft); font-size: .75rem; border-radius: 6px } .sheet .right figcaption { color: #15803d } .sheet .wrong figcaption { color: #b91c1c }
@@ -299,7 +301,8 @@ def embedding_map(
     for ax, (name, x) in zip(axes[0], sides.items()):
         if plane is not None: at = plane.transform(x)
         else:
-            at = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init=start, random_state=0).fit_transform(x)
+            with threadpool_limits(1):            # its steps are so small that several threads mostly wait for each other
+                at = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init=start, random_state=0).fit_transform(x)
             start = at / at[:, 0].std() * 1e-4
         for c in [None, *colors]:
             here = label == c if c is not None else ~np.isin(label, list(colors))
@@ -409,7 +412,7 @@ def confusion(
     pair = pd.crosstab(d.labels[has], d.table.label[has])
     if len(classes) <= most:
         m = pair.reindex(index=classes, columns=classes, fill_value=0)
-        share = m.div(m.sum(1).clip(lower=1), axis=0)
+        share = m.div(m.sum(axis=1).clip(lower=1), axis=0)
         def cell(i, j):
             n, s = m.iloc[i, j], share.iloc[i, j]
             return f'<td style="background:rgba({"37,99,235" if i == j else "220,38,38"},{.85 * s:.2f});color:{"#fff" if s > .55 else "inherit"}">{n or ""}</td>'
@@ -478,6 +481,7 @@ def write_report(
     "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read"
     folder = Path(folder).absolute()
     d = open_run(folder, labels, images)                                         # what is wrong shows here, not in a notebook's traceback
+    log.info('writing the report')
     notebook = nbformat.read(TEMPLATE, as_version=4)
     if d.labels is None: notebook.cells = [c for c in notebook.cells if 'labels' not in c.metadata.get('tags', [])]
     values = dict(run=str(folder), labels=None if labels is None else labels if str(labels) == 'folders' else os.path.abspath(labels), images=None if images is None else os.path.abspath(images))

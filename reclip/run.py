@@ -28,7 +28,7 @@ from safetensors.torch import save as to_bytes
 from .adapt import ReCLIP, fingerprint
 from .clip import PRECISIONS
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
-from .projection import PROJECTIONS
+from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
 from .words import read_classes, read_templates
@@ -249,10 +249,14 @@ def adapt(
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
     if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
     net, _, _ = clip._clip()
+    if method != 'zeroshot': projection_basis(clip._zero_shot_texts(), clip.projection, clip._max_dim())      # too few distinct words show here, not after encoding
     if (work := _open_output(output, begun, resume, overwrite)) is None:
         log.info('%s is finished already', output)
         return pd.read_csv(output / 'predictions.csv')
-    features, names, files, skipped = _frozen(clip, images, work, max_unreadable)
+    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable)
+    except BaseException:
+        if not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
+        raise
     encoded = time.perf_counter()
     if files is None and method == 'adapt': method = 'training-free'; log.info('features have no images to train on: training-free')
     _fit(clip, method, features, files, work)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 import pytest
 import torch
+from typer.testing import CliRunner
 from reclip import ReCLIP, accuracy, demo, encode_images, text_classifier, zero_shot_logits
-from reclip.__main__ import main
+from reclip.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,20 +52,20 @@ def test_mnist_says_where_it_looked(tmp_path):
 
 
 def test_demo_command(tmp_path):
-    run = subprocess.run([sys.executable, '-m', 'reclip', 'demo', '-o', 'out', '--epochs', '1', '--quiet'], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-m', 'reclip', 'demo', '-o', 'out', '--epochs', '1', '--quiet', '--no-report'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert [line.split('  ')[1].strip() for line in run.stdout.splitlines() if '%' in line] == ['zero-shot', 'first pseudo-labels', 'T (text student)', 'V (image student)', 'final']
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['figure.png', 'model', 'predictions.csv'] and [p.name for p in tmp_path.iterdir()] == ['out']
-    rows = list(csv.DictReader((tmp_path / 'out' / 'predictions.csv').open()))
-    back = ReCLIP.load(tmp_path / 'out' / 'model')
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['figure.png', 'images', 'labels.csv', 'run'] and [p.name for p in tmp_path.iterdir()] == ['out']
+    rows = list(csv.DictReader((tmp_path / 'out' / 'run' / 'predictions.csv').open()))
+    back = ReCLIP.load(tmp_path / 'out' / 'run')
     assert [r['label'] for r in rows] == [demo.class_names[i] for i in back.labels_.tolist()] and len(rows) == 1797
 
 
-def test_demo_command_refuses(tmp_path, capsys):
+def test_demo_command_refuses(tmp_path):
     (tmp_path / 'mine').mkdir()
-    assert main(['demo', '-o', str(tmp_path / 'mine')]) == 2
-    assert 'exists' in capsys.readouterr().err and not list((tmp_path / 'mine').iterdir())
-    assert main(['demo', '-o', str(tmp_path / 'new'), '--epochs', '-1', '-q']) == 2 and 'epochs' in capsys.readouterr().err
+    found = CliRunner().invoke(app, ['demo', '-o', str(tmp_path / 'mine')])
+    assert found.exit_code == 2 and 'exists' in found.stderr and not list((tmp_path / 'mine').iterdir())
+    assert CliRunner().invoke(app, ['demo', '-o', str(tmp_path / 'new'), '--epochs', '-1', '-q']).exit_code == 2
     assert [p.name for p in tmp_path.iterdir()] == ['mine']
 
 

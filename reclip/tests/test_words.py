@@ -70,7 +70,9 @@ def test_one_class_is_none_to_choose(tmp_path):
                                             ('\ufeffcat\r\ndog\r\ncat\r\n', (3, 1)), ('a\nitem [7]\nITEM [7]\n', (3, 2)), ('a\nitem [0]\nITEM [0]\n', (3, 2))],
                          ids='same blank case space alias one-line windows brackets brackets-0'.split())
 def test_duplicates_are_named_with_their_lines(tmp_path, content, lines):
-    with pytest.raises(ValueError, match=rf'c.txt: line {lines[0]}: .* stands already at line {lines[1]}; two classes'): read_classes(written(tmp_path / 'c.txt', content))
+    name = content.splitlines()[lines[0] - 1].split('|')[-1].strip()
+    with pytest.raises(ValueError) as e: read_classes(written(tmp_path / 'c.txt', content))
+    assert f'c.txt: line {lines[0]}: {name!r} stands already at line {lines[1]}; two classes' in str(e.value)
 
 
 @pytest.mark.parametrize('classes', [['cat', 'dog', 'Cat'], [['cat', 'tom'], 'dog', 'tom'], 'cat,dog,CAT', 'cat|tom,dog,tom'])
@@ -97,7 +99,7 @@ def test_invalid_json(tmp_path, content):
 @pytest.mark.parametrize('content', ['3', 'null', 'true', '"cat,dog"', '[1, 2]', '["cat", 2]', '["cat", null]', '["cat", {"dog": []}]', '["cat", ["dog", 1]]', '["cat", ["dog", ["hound"]]]', '["cat", []]', '["cat", ""]', '{"cat": 1, "dog": 2}', '{"cat": [1], "dog": []}',
                                      '{"cat": null, "dog": null}', '{"cat": {"a": "b"}, "dog": []}', '{"cat": [["a"]], "dog": []}', '{"": [], "dog": []}'])
 def test_json_of_another_shape(tmp_path, content):
-    with pytest.raises(ValueError, match='c.json: .*expected'): read_classes(written(tmp_path / 'c.json', content))
+    with pytest.raises(ValueError, match='c.json: .*(expected|empty list of aliases)'): read_classes(written(tmp_path / 'c.json', content))
 
 
 @pytest.mark.parametrize('sentence', ['', '   '])
