@@ -22,8 +22,8 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import ImageDataset, encode_images, load_clip, unit_rows
 from .pseudolabel import label_features, scores_to_confidence
-from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_state
-from .zeroshot import text_classifier
+from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state
+from .zeroshot import check_class_names, check_templates, text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
 def write_folder(
@@ -221,15 +221,28 @@ class ReCLIP(BaseEstimator):
         "Read what `save` wrote; `FileNotFoundError` or `ValueError` says what is missing or does not fit"
         tensors, config = read_folder(folder)
         try:
-            self = cls(**config['settings'] | dict(device=device))
+            self = cls(**{k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | dict(device=device))
             self.history_, expected = config['history'], config['fingerprint']
             for name in _RESULTS: setattr(self, name, tensors[name])
         except (KeyError, TypeError) as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {type(e).__name__}: {e}; save it again") from e
         for tower in ('text', 'image'): setattr(self, f'{tower}_state_', {k.removeprefix(f'{tower}/'): v for k, v in tensors.items() if k.startswith(f'{tower}/')})
         if model is not None: self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
         elif self.model is None: raise ValueError(f"{folder} was fitted around a model in memory: pass the same one, load(folder, model=..., preprocess=..., tokenizer=...)")
+        if not isinstance(self.model, (str, nn.Module)): raise ValueError(f"{folder} does not hold a whole ReCLIP: its model is {self.model!r}")
         if fingerprint(self._clip()[0]) != expected: raise ValueError(f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged")
+        self._check_shapes(folder)
         return self
+
+    def _check_shapes(self, folder):
+        "`ValueError` if what was read does not fit together"
+        try: check_templates(self.templates); shape = len(check_class_names(self.class_names)), self._zero_shot_texts().shape[1]
+        except TypeError as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {e}") from e
+        if not isinstance(self.logit_scale, (int, float)): raise ValueError(f"{folder} does not hold a whole ReCLIP: logit_scale is {self.logit_scale!r}")
+        for name in ('text_features_', 'centroids_'):
+            if getattr(self, name).shape != shape: raise ValueError(f"{folder} does not hold a whole ReCLIP: {name} has shape {tuple(getattr(self, name).shape)}, expected {shape}")
+        for tower, state in (('text', self.text_state_), ('image', self.image_state_)):
+            own = {k: v.shape for k, v in norm_parameters(self._clip()[0], tower).items()}
+            if own != {k: v.shape for k, v in state.items()}: raise ValueError(f"{folder} does not hold a whole ReCLIP: its norm parameters of the {tower} tower are not those of the model")
 
     def _parts(self):
         "What `save` writes: tensors and config"

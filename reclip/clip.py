@@ -8,6 +8,7 @@ __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,6 +35,12 @@ def _preprocessing(model):
     known = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     found = {key: {str(cfg.get(key)): cfg.get(key) for cfg in known} for key in ('mean', 'std', 'interpolation', 'resize_mode')}
     return {f'image_{key}': next(iter(values.values())) for key, values in found.items() if len(values) == 1}
+
+def _weight_files(model):
+    "Files of a `local-dir:` that open_clip might unpickle: all that are not safetensors, if there is no safetensors"
+    folder = Path(model.removeprefix('local-dir:'))
+    if not model.startswith('local-dir:') or not folder.is_dir() or any(folder.glob('*.safetensors')): return []
+    return [o for o in folder.iterdir() if o.suffix in ('.bin', '.pt', '.pth')]
 
 def _why_not_loaded(error):
     "One sentence about what went wrong inside open_clip"
@@ -63,7 +70,7 @@ def load_clip(
     source = f'{model}, {pretrained}' if named else model
     try:
         local = named and Path(pretrained).is_file()
-        if local and Path(pretrained).suffix not in ('.safetensors', '.npz', '.npy'): torch.load(pretrained, map_location='cpu', weights_only=True)      # refuses code; open_clip would try again without the guard
+        for file in [o for o in ([Path(pretrained)] if local else _weight_files(model)) if o.suffix not in ('.safetensors', '.npz', '.npy')]: torch.load(file, map_location='cpu', weights_only=True)      # refuses code; open_clip would try again without the guard
         net, preprocess = open_clip.create_model_from_pretrained(model, pretrained if named else None, device=device, **(_preprocessing(model) if local else {}))
         return net.eval(), preprocess, open_clip.get_tokenizer(model)
     except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError): raise
@@ -93,7 +100,8 @@ def to_rgb(
     image = ImageOps.exif_transpose(image)
     if image.mode in ('L', 'RGB') and 'transparency' not in image.info: return image.convert('RGB')
     if image.mode == 'F' or image.mode.startswith('I'):
-        grey = np.nan_to_num(np.asarray(image).astype(np.float32))
+        grey = np.asarray(image).astype(np.float32)
+        grey[~np.isfinite(grey)] = np.where(grey[~np.isfinite(grey)] > 0, np.max(grey, where=np.isfinite(grey), initial=0), 0)       # infinity is as bright as the brightest
         tops = (65535.,) if image.mode.startswith('I;16') else (1., 255., 65535.) if image.mode == 'F' else (255., 65535.)
         top = next((t for t in tops if grey.max(initial=0) <= t), grey.max(initial=1))        # the smallest usual range that holds the values
         return Image.fromarray((grey.clip(0) * (255 / top)).round().astype(np.uint8)).convert('RGB')
@@ -110,6 +118,7 @@ def open_image(
 )->Image.Image: # 8-bit RGB, fully decoded
     "The picture in a file; `UnreadableImage` if there is none, whatever the reason"
     try:
+        if isinstance(file, (str, Path)) and os.path.exists(file) and not os.path.isfile(file): raise OSError('not a file')       # a pipe would be waited for
         with Image.open(file) as picture: return to_rgb(picture)
     except UnidentifiedImageError: why = 'empty file' if Path(str(file)).is_file() and not Path(str(file)).stat().st_size else 'not an image, or of a kind that Pillow cannot open'
     except Image.DecompressionBombError as e: why = f'too many pixels ({e})'
@@ -151,7 +160,7 @@ class ImageDataset(Dataset):
         if isinstance(item, (str, Path)): item = open_image(item)
         if isinstance(item, Image.Image): item = _middle(item)
         else: raise TypeError(f"images[{i}]: expected a path, a PIL image or a tensor, got {type(item).__name__}")
-        return self.preprocess(item if item.mode in ('L', 'RGB') else to_rgb(item))
+        return self.preprocess(to_rgb(item))
 
 # %% ../nbs/01_clip.ipynb #clip-memory
 def out_of_memory(

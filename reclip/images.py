@@ -58,14 +58,14 @@ class ImageFiles(Dataset):
 def show_path(
     path:str|os.PathLike, # any path
 )->str: # valid text
-    "A path as text that any file can hold; bytes that are no text become `\\udcXX`"
-    return os.fspath(path).encode('utf-8', 'backslashreplace').decode()
+    "A path as text that any file can hold; bytes that are no text, and carriage returns, become `\\udcXX`"
+    return os.fspath(path).replace('\\udc', '\\udc5cudc').replace('\r', '\\udc0d').encode('utf-8', 'backslashreplace').decode()
 
 def read_path(
     text:str, # from show_path
 )->str: # the path
     "The inverse of show_path"
-    return re.sub(r'\\udc([89a-f][0-9a-f])', lambda m: chr(0xdc00 + int(m[1], 16)), text)
+    return re.sub(r'\\udc([0-9a-f]{2})', lambda m: chr(int(m[1], 16) + (0xdc00 if int(m[1], 16) > 127 else 0)), text)
 
 # %% ../nbs/08_images.ipynb #images-find-helpers
 class Skipped(NamedTuple):
@@ -97,16 +97,24 @@ def _walk(folder, suffixes, skipped):
 # %% ../nbs/08_images.ipynb #images-tar
 def _archive(path, suffixes, skipped):
     "Places and names in one plain tar archive"
-    found = []
+    found = {}
+    def damaged(why): skipped.append(Skipped(show_path(path), 'unreadable', f'the archive is cut off or damaged after {len(found)} images: {why}'))
     try:
         with tarfile.open(path, 'r:') as archive:
             for m in archive:
-                if m.isreg() and not m.issparse() and not os.path.basename(m.name).startswith('.') and os.path.splitext(m.name)[1].lower() in suffixes:
-                    found.append((Place(str(path), m.offset_data, m.size), f'{os.path.basename(path)}/{m.name.removeprefix("./")}'))
+                name = m.name.removeprefix('./')
+                if os.path.splitext(name)[1].lower() not in suffixes or any(o.startswith('.') for o in name.split('/')): continue
+                shown = f'{os.path.basename(path)}/{name}'
+                if m.islnk() or m.issym(): skipped.append(Skipped(show_path(shown), 'duplicate', f'a link to {show_path(m.linkname)}'))
+                elif m.isreg() and not m.issparse():
+                    if shown in found: skipped.append(Skipped(show_path(shown), 'duplicate', 'a later entry of the archive has its name, and replaces it'))
+                    found[shown] = Place(str(path), m.offset_data, m.size)
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(512).strip(b'\0'): damaged('what follows is not the header of a file')            # tarfile ends there without a word
     except tarfile.ReadError as e:
         if not found: raise ValueError(f"{path} is not a plain tar archive ({e}); unpack it, or repack it without compression: images are compressed already") from e
-        skipped.append(Skipped(show_path(path), 'unreadable', f'the archive is cut off after {len(found)} images: {e}'))
-    return found
+        damaged(e)
+    return [(place, name) for name, place in found.items()]
 
 def expand_pattern(
     pattern:str, # such as `shards-{000..009}.tar` or `shards-*.tar`
@@ -115,7 +123,8 @@ def expand_pattern(
     if re.match(r'[a-z0-9]+:', pattern): raise ValueError(f"{pattern}: expected files on this machine; download the shards first")
     files = []
     for part in braceexpand(pattern):
-        found = sorted(glob.glob(part, recursive=True)) if glob.has_magic(part) else [part]
+        found = [part] if os.path.isfile(part) or not glob.has_magic(part) else sorted(glob.glob(part, recursive=True))
+        if any(not o.endswith('.tar') for o in found): raise ValueError(f"{pattern}: a pattern names .tar archives, this one also {next(o for o in found if not o.endswith('.tar'))}; give the folder instead")
         if not found or not all(os.path.isfile(o) for o in found): raise FileNotFoundError(f"{part}: not there (from the pattern {pattern})")
         files += found
     return files
@@ -132,7 +141,7 @@ def find_images(
         if re.search(r'[{*?]', path) and not os.path.exists(path): return _unique(_archives(expand_pattern(path), suffixes, skipped), skipped, path)
         if not os.path.exists(path): raise FileNotFoundError(f"{show_path(path)} is not there; expected a folder of images, a text file of paths, or a .tar archive")
         suffix = os.path.splitext(path)[1].lower()
-        if suffix == '.tar': return _unique(_archives([path], suffixes, skipped), skipped, path)
+        if suffix == '.tar' and not os.path.isdir(path): return _unique(_archives([path], suffixes, skipped), skipped, path)
         if os.path.isdir(path): root, names = path, _walk(path, suffixes, skipped)
         elif suffix in ('.txt', '.lst', '.list'): root, names = os.path.dirname(path), _lines(path)
         elif suffix in suffixes: root, names = os.path.dirname(path), [os.path.basename(path)]
@@ -157,8 +166,8 @@ def _unique(found, skipped, what):
     first, kept = {}, []
     for place, name in found:
         key = os.path.realpath(place.file), place.offset
-        if first.setdefault(key, name) is not name: skipped.append(Skipped(show_path(name), 'duplicate', f'the same file as {show_path(first[key])}'))
-        else: kept.append((place, name))
+        if key in first: skipped.append(Skipped(show_path(name), 'duplicate', f'the same file as {show_path(first[key])}'))
+        else: first[key] = name; kept.append((place, name))
     if len({n for _, n in kept}) < len(kept): kept = [(p, f'{os.path.dirname(p.file)}/{n}' if p.size is not None else os.path.abspath(p.file)) for p, n in kept]      # archives of one name in two folders
     if not kept: raise ValueError(f"{show_path(what)}: no images found" + (f"; {len(skipped)} things were skipped, the first: {skipped[0].path}: {skipped[0].reason}" if skipped else '; looked for ' + ' '.join(sorted(image_suffixes() & {'.jpg', '.jpeg', '.png', '.webp', '.tif', '.bmp', '.gif'})) + ' and other suffixes of images'))
     return ImageFiles(*zip(*kept)), skipped
@@ -201,12 +210,15 @@ def read_features(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} is not there")
     try:
-        if path.suffix.lower() == '.npy': rows = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        if path.suffix.lower() == '.npy':
+            rows = np.load(path, allow_pickle=False)
+            if not isinstance(rows, np.ndarray): raise ValueError('it is an archive of arrays; save one array with np.save')
+            rows = torch.from_numpy(rows.astype(np.float32) if rows.dtype.kind == 'f' else rows)
         else:
             with safe_open(path, 'pt') as file:
                 keys = list(file.keys())
                 key = 'image_features' if 'image_features' in keys else keys[0] if len(keys) == 1 else None
                 if key is None: raise ValueError(f"it holds {len(keys)} tensors ({', '.join(keys[:5])}), none of them image_features")
                 rows = file.get_tensor(key)
-    except (ValueError, TypeError, EOFError, SafetensorError) as e: raise ValueError(f"{path} holds no features that can be read: {e}") from e
-    return unit_rows(rows, path.name)
+    except (ValueError, TypeError, EOFError, MemoryError, SafetensorError) as e: raise ValueError(f"{path} holds no features that can be read: {e}") from e
+    return unit_rows(rows, path.name).float()

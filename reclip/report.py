@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 from .clip import UnreadableImage
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
-from .run import log, read_run, whole_file
+from .run import log, read_predictions, read_run, whole_file
 
 # %% ../nbs/10_report.ipynb #report-labels
 def read_labels(
@@ -84,7 +84,7 @@ def open_run(
 )->RunData:
     "Read a run and find its images again; if they are gone, the pictures are left out and the rest stays"
     folder, config = Path(folder), read_run(folder)
-    table = pd.read_csv(folder / 'predictions.csv', dtype=dict(path=str, label=str, zero_shot_label=str, t_label=str, v_label=str, propagated_label=str), keep_default_na=False)
+    table = read_predictions(folder)
     features = load_file(folder / 'features.safetensors')
     files = None
     if not config['run']['features'] or images is not None:

@@ -9,7 +9,7 @@ __all__ = ['TEMPLATES', 'Words', 'read_classes', 'read_templates']
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -27,22 +27,34 @@ def _text(path):
 
 def _aliases(line): return [name.strip() for name in line.split('|')]
 
+def _once(pairs):
+    "A JSON object, unless a key is there twice: all but the last would be lost"
+    names = [k for k, _ in pairs]
+    for k in names:
+        if names.count(k) > 1: raise ValueError(f"{k!r} stands there {names.count(k)} times; two classes with one name cannot be told apart")
+    return dict(pairs)
+
+def _described(found, where):
+    "Names and sentences of {class: [sentences]}"
+    sentences = [[o] if isinstance(o, str) else o for o in found.values()]
+    if not all(isinstance(o, list) and all(isinstance(s, str) and s.strip() for s in o) for o in sentences): raise ValueError(f"{where}: expected {{class: [sentences]}}, with a list of strings for each class, none of them blank")
+    return [_aliases(name) for name in found], sentences if any(sentences) else None
+
 def _from_json(path):
-    try: found = json.loads(_text(path))
+    try: found = json.loads(_text(path), object_pairs_hook=_once)
     except json.JSONDecodeError as e: raise ValueError(f"{path} is not valid JSON: {e}") from e
-    if isinstance(found, dict):
-        sentences = [[o] if isinstance(o, str) else o for o in found.values()]
-        if not all(isinstance(o, list) and all(isinstance(s, str) for s in o) for o in sentences): raise ValueError(f"{path}: expected {{class: [sentences]}}, with a list of strings for each class")
-        return [_aliases(name) for name in found], sentences if any(sentences) else None
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
+    if isinstance(found, dict): return _described(found, path)
     if isinstance(found, list) and all(isinstance(o, (str, list)) for o in found): return [_aliases(o) if isinstance(o, str) else o for o in found], None
     raise ValueError(f"{path}: expected a list of names or {{class: [sentences]}}, got {type(found).__name__}")
 
 def read_classes(
-    classes:str|os.PathLike|Sequence, # `.txt` file with one class a line, `.json` file, words with commas between them, or a list; `|` separates aliases
+    classes:str|os.PathLike|Sequence|Mapping, # `.txt` file with one class a line, `.json` file, words with commas between them, a list, or {class: [sentences]}; `|` separates aliases
 )->Words: # names, aliases and descriptions
     "Class names in any form; `ValueError` names the line that is wrong, `FileNotFoundError` the file that is not there"
     where, descriptions, lines = 'classes', None, None
-    if not isinstance(classes, (str, os.PathLike)): names = [_aliases(o) if isinstance(o, str) else list(o) for o in classes]
+    if isinstance(classes, Mapping): names, descriptions = _described(classes, where)
+    elif not isinstance(classes, (str, os.PathLike)): names = [_aliases(o) if isinstance(o, str) else list(o) if isinstance(o, (list, tuple)) else [o] for o in classes]
     elif os.path.isfile(classes):
         where = classes = os.fspath(classes)
         if classes.lower().endswith('.json'): names, descriptions = _from_json(classes)
@@ -56,8 +68,8 @@ def read_classes(
     if not names: raise ValueError(f"{where} holds no class names; write one a line")
     try: check_class_names(names)
     except ValueError as e:
-        def line(m): return f'line {lines[int(m[1])][0]}' if lines else m[0]
-        raise ValueError(f"{where}: " + re.sub(r'(?:class_names)?\[(\d+)\]', line, str(e).removeprefix('class_names: '))) from e
+        def line(m): return f'line {lines[int(m[1] or m[2])][0]}' if lines else m[0]
+        raise ValueError(f"{where}: " + re.sub(r'^class_names\[(\d+)\](?=: )|(?<=stands already at )\[(\d+)\](?=; two classes)', line, str(e).removeprefix('class_names: '))) from e
     return Words(names, descriptions)
 
 # %% ../nbs/08a_words.ipynb #words-templates
