@@ -14,26 +14,18 @@ from .graph import neighbor_graph
 from .projection import project, projection_basis
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-propagate
-def propagate(
-    S:torch.Tensor, # (n, n) normalised graph, sparse CSR; the first `n_classes` nodes are the class texts
-    n_classes:int, # M
-    alpha:float=.99, # how much of a colour is passed on, in (0, 1)
-    max_iter:int=100, # most iterations of conjugate gradients
-    tol:float=1e-6, # a class is done when its residual is this small
-)->torch.Tensor: # scores (N, M), N = n - M, in the type of `S`: the image rows of Z
-    "Solve `(I - alpha S) Z = Y` for all classes at once by conjugate gradients (paper, section 3.2)"
-    if not 0 < alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
-    if max_iter < 1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
-    if not 0 < n_classes < S.shape[0]: raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
-    Z = torch.zeros(S.shape[0], n_classes, dtype=S.dtype, device=S.device)
+def _solve(S, classes, alpha, max_iter, tol):
+    "Columns `classes` of Z, all rows"
+    Z = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)
     R = Z.clone()
-    R.fill_diagonal_(1.)                                          # Y, and the residual of Z = 0
-    open_ = torch.arange(n_classes, device=S.device)              # classes still at work, the columns of R and P
-    P, r2 = R.clone(), torch.ones(n_classes, dtype=S.dtype, device=S.device)
+    R[classes, torch.arange(len(classes), device=S.device)] = 1   # Y, and the residual of Z = 0
+    open_ = torch.arange(len(classes), device=S.device)           # classes still at work, the columns of R and P
+    P, r2 = R.clone(), torch.ones(len(classes), dtype=S.dtype, device=S.device)
     for _ in range(max_iter):
         Q = torch.sparse.mm(S, P).mul_(-alpha).add_(P)
         step = r2 / (P * Q).sum(0)
-        Z[:, open_] += step * P
+        if len(open_) == len(classes): Z += step * P
+        else: Z[:, open_] += step * P
         R = R - step * Q
         new = (R * R).sum(0)
         go = new > tol**2                                          # every right-hand side has length 1
@@ -41,7 +33,24 @@ def propagate(
         P = R + new / r2 * P
         if not go.all(): open_, P, R, new = open_[go], P[:, go], R[:, go], new[go]
         r2 = new
-    return Z[n_classes:]
+    return Z
+
+def propagate(
+    S:torch.Tensor, # (n, n) normalised graph, sparse CSR; the first `n_classes` nodes are the class texts
+    n_classes:int, # M
+    alpha:float=.99, # how much of a colour is passed on, in (0, 1)
+    max_iter:int=100, # most iterations of conjugate gradients
+    tol:float=1e-6, # a class is done when its residual is this small
+    class_block:int=64, # classes solved together
+)->torch.Tensor: # scores (N, M), N = n - M, in the type of `S`: the image rows of Z
+    "Solve `(I - alpha S) Z = Y` for all classes by conjugate gradients (paper, section 3.2); memory `4 * class_block` numbers a node beside graph and scores"
+    if not 0 < alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
+    if max_iter < 1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
+    if class_block < 1: raise ValueError(f"class_block: expected 1 or more, got {class_block}")
+    if not 0 < n_classes < S.shape[0]: raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
+    scores = torch.empty(S.shape[0] - n_classes, n_classes, dtype=S.dtype, device=S.device)
+    for classes in torch.arange(n_classes, device=S.device).split(class_block): scores[:, classes] = _solve(S, classes, alpha, max_iter, tol)[n_classes:]
+    return scores
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-labels
 def scores_to_labels(

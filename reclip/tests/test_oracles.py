@@ -146,3 +146,11 @@ def test_label_features_finds_blobs():
         found = label_features(images, texts, projection=kind)
         assert (found.pseudo_labels == owner).float().mean() > .95
         assert found.scores.shape == (600, 8) and 0 <= found.confidence.min() and found.confidence.max() <= 1
+
+
+@pytest.mark.parametrize('block', [1, 3, 7, 64])
+def test_blocks_of_classes_change_nothing(block):
+    images, texts, _ = blobs(200, 7)
+    S = neighbor_graph(torch.cat([texts, images]), 10)
+    assert torch.allclose(propagate(S, 7, class_block=block), propagate(S, 7, class_block=7), atol=1e-12)
+    with pytest.raises(ValueError, match='class_block'): propagate(S, 7, class_block=0)

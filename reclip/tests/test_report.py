@@ -42,7 +42,7 @@ def synthetic(folder, n, m, method='training-free'):
     save_file(dict(rows=rows, frozen=x, adapted=x.clone()), folder / 'features.safetensors')
     save_file(dict(a=torch.zeros(1)), folder / 'adapted.safetensors')
     settings = dict(model='demo', pretrained=None, templates=['a photo of a {}.'], descriptions=None, projection='P2', recipe='paper', n_neighbors=20, alpha=.99, batch_size=64, lr_text=1e-3, lr_image=1e-3, momentum=.9, precision='float32', seed=0, class_names=names)
-    about = dict(method=method, images='features.npy', features=True, classes=names, n_images=n, n_skipped=0, n_unreadable=0, started='2026-01-01T00:00:00', machine=dict(cores=2), seconds=dict(encode=1, fit=1, total=2))
+    about = dict(method=method, begun={}, images='features.npy', features=True, classes=names, n_images=n, n_skipped=0, n_unreadable=0, started='2026-01-01T00:00:00', machine=dict(cores=2), seconds=dict(encode=1, fit=1, total=2))
     (folder / 'config.json').write_text(json.dumps(dict(settings=settings, run=about, history=[{}], versions={})))
     return folder
 
