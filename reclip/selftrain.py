@@ -312,7 +312,7 @@ def adapt(
     encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
     num_workers:int=0, # processes that open images
     precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-    neighbors:str='auto', # see neighbor_graph
+    search:str='auto', # see neighbor_graph
     grad_checkpointing:bool=False, # keep less and compute again: less memory, about a third slower
     compile:bool=False, # let torch.compile make one program of the image tower; pays on long runs
     descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
@@ -329,7 +329,7 @@ def adapt(
     if epochs < 0: raise ValueError(f"epochs: expected 0 or more, got {epochs}")
     if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
-    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, neighbors=neighbors)
+    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search)
     long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
     training = cut_tokens(model, short[0]).to(device), short[1]
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256), prompts[1], M)
