@@ -113,13 +113,19 @@ def _write(path, content):
 
 def _checksum(digests, rows): return _digest(f'{digests.dtype} {tuple(digests.shape)} {rows.dtype} {tuple(rows.shape)}'.encode(), digests.numpy().reshape(-1), rows.numpy().reshape(-1)).hex()
 
+def _shard(digests, rows):
+    "The contents of a shard, with rows that begin at a multiple of 64 bytes as in memory of their own: elsewhere the last bit of a product may differ"
+    tensors, about = dict(digests=digests, rows=rows), dict(checksum=_checksum(digests, rows), pad='')
+    start = 8 + int.from_bytes(to_bytes(tensors, about)[:8], 'little')                      # behind the length of the header, and the header
+    return to_bytes(tensors, about | dict(pad=' ' * (-start % 64)))
+
 def _write_shard(store, about, digests, rows):
     "Rows and their digests as a new file; both as they are on the disk, or None if that did not work"
     packed, path = torch.frombuffer(bytearray(b''.join(digests)), dtype=torch.uint8).reshape(-1, 16), store / f'{uuid4().hex}.safetensors'
     try:
         store.mkdir(parents=True, exist_ok=True)
         if not (store / 'settings.json').is_file(): _write(store / 'settings.json', json.dumps(about, indent=1).encode())
-        _write(path, to_bytes(dict(digests=packed, rows=rows), dict(checksum=_checksum(packed, rows))))
+        _write(path, _shard(packed, rows))
     except OSError as e: return log.warning('features cannot be kept in %s (%s); going on without', store, e.strerror or e)
     return _read_shard(path, set(digests))
 

@@ -229,7 +229,7 @@ def _frozen(clip, images, work, max_unreadable, cache):
         if come: raise ValueError(f"{len(come)} images have come since the unfinished run was begun, such as {come[0]}; take them away, or begin again with overwrite=True (--overwrite)")
         log.info('found the features of %s images from before', f"{len(about['names']):,}")
         files = files.keep([rows[o] for o in about['names']])
-        return tensors['frozen'], files.names, files, [Skipped(*o) for o in about['skipped']]
+        return tensors['frozen'].clone(), files.names, files, [Skipped(*o) for o in about['skipped']]     # clone: rows of a mapped file lie where the last bit of a product may differ
     log.info('%s images found, %s skipped', f'{len(files):,}', f'{len(skipped):,}')
     features, files, skipped = _encode(clip, files, skipped, max_unreadable, cache)
     features = features.cpu()
