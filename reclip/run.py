@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 import numpy as np
 import open_clip
@@ -26,6 +27,7 @@ from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from .adapt import ReCLIP, fingerprint
+from .cache import encode_cached
 from .clip import PRECISIONS
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
 from .projection import PROJECTIONS, projection_basis
@@ -203,7 +205,13 @@ def _finish(work, output):
             raise
 
 # %% ../nbs/09_run.ipynb #run-steps
-def _frozen(clip, images, work, max_unreadable):
+def _encode(clip, files, skipped, max_unreadable, cache):
+    "Features of the pretrained tower, files that could be opened, and all that was skipped"
+    model, preprocess, _ = clip._clip()
+    with borrowed(model):
+        return encode_readable(model, files, preprocess, skipped, max_unreadable, partial(encode_cached, cache=cache), batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+
+def _frozen(clip, images, work, max_unreadable, cache):
     "Features of the pretrained tower, files and skipped ones; read back if an earlier attempt left them"
     kept = work / 'frozen.safetensors'
     if str(images).lower().endswith(FEATURE_SUFFIXES) and isinstance(images, (str, os.PathLike)):
@@ -221,11 +229,9 @@ def _frozen(clip, images, work, max_unreadable):
         if come: raise ValueError(f"{len(come)} images have come since the unfinished run was begun, such as {come[0]}; take them away, or begin again with overwrite=True (--overwrite)")
         log.info('found the features of %s images from before', f"{len(about['names']):,}")
         files = files.keep([rows[o] for o in about['names']])
-        return tensors['frozen'], files.names, files, [Skipped(*o) for o in about['skipped']]
+        return tensors['frozen'].clone(), files.names, files, [Skipped(*o) for o in about['skipped']]     # clone: rows of a mapped file lie where the last bit of a product may differ
     log.info('%s images found, %s skipped', f'{len(files):,}', f'{len(skipped):,}')
-    model, preprocess, _ = clip._clip()
-    with borrowed(model):
-        features, files, skipped = encode_readable(model, files, preprocess, skipped, max_unreadable, batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+    features, files, skipped = _encode(clip, files, skipped, max_unreadable, cache)
     features = features.cpu()
     _tensors(kept, dict(frozen=features), names=[show_path(o) for o in files.names], skipped=[list(o) for o in skipped])
     return features, files.names, files, skipped
@@ -261,6 +267,7 @@ def adapt(
     resume:bool=False, # go on with an unfinished run of the same settings, if there is one
     overwrite:bool=False, # replace a run that stands there
     progress:bool=True, # show bars
+    cache:str|os.PathLike|None='auto', # folder where features of the pretrained tower stay for later runs, None for none, or `"auto"`, see cache_folder
     **settings, # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 )->pd.DataFrame: # predictions, one row per image, as in `predictions.csv`
     "From images and words to a run. `ValueError`, `FileNotFoundError` or `FileExistsError` says what is wrong before any work is done"
@@ -281,7 +288,7 @@ def adapt(
     if (work := _open_output(output, begun, resume, overwrite)) is None:
         log.info('%s is finished already', output)
         return read_predictions(output)
-    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable)
+    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable, cache)
     except BaseException:
         if not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
         raise
@@ -317,6 +324,7 @@ def predict(
     max_unreadable:float=.1, # share of images in [0, 1] that may be unreadable
     device:str|None=None, # default: `"cuda"` if there is one, else `"cpu"`
     progress:bool=True, # show bars
+    cache:str|os.PathLike|None='auto', # see adapt
     **settings, # of ReCLIP that may differ from the run: encode_batch_size, num_workers, precision
 )->tuple[pd.DataFrame, torch.Tensor, list[Skipped]]: # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
     "Labels of images that were not in the run"
@@ -328,10 +336,7 @@ def predict(
         frozen, skipped = read_features(images), []
         adapted, names = frozen, [str(i) for i in range(len(frozen))]
     else:
-        files, skipped = find_images(images)
-        model, preprocess, _ = clip._clip()
-        with borrowed(model):
-            frozen, files, skipped = encode_readable(model, files, preprocess, skipped, max_unreadable, batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=progress)
+        frozen, files, skipped = _encode(clip, *find_images(images), max_unreadable, cache)
         adapted, names = clip.transform(files).to(frozen) if about['method'] == 'adapt' else frozen, files.names
     return _label(clip, frozen, adapted, names) + (skipped,)
 
