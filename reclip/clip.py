@@ -213,7 +213,7 @@ def placer(
     layout = torch.channels_last if convolutions > 1 else torch.contiguous_format        # a transformer has one, for its patches
     return lambda images: images.to(device, non_blocking=True, memory_format=layout)
 
-# %% ../nbs/01_clip.ipynb #clip-encode-images
+# %% ../nbs/01_clip.ipynb #clip-encode-rows
 class _Careful(Dataset):
     "Position, tensor and reason: a reason instead of a tensor where an image cannot be opened"
     def __init__(self, data): self.data = data
@@ -222,6 +222,7 @@ class _Careful(Dataset):
         try: return i, self.data[i], ''
         except UnreadableImage as e: return i, None, str(e)
 
+@torch.no_grad()
 def _encode_rows(model, data, size, num_workers, progress, precision, unreadable):
     "Features of the images of `data` that can be opened; None if there are none"
     device, rows = next(iter(model.parameters())).device, []
@@ -239,6 +240,7 @@ def _encode_rows(model, data, size, num_workers, progress, precision, unreadable
             rows.append(unit_rows(found, 'image_features'))
     return torch.cat(rows) if rows else None
 
+# %% ../nbs/01_clip.ipynb #clip-encode-images
 @torch.no_grad()
 def encode_images(
     model, # open_clip model

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'is_first', 'alone', 'default_device', 'share', 'ProcessEnded', 'alike', 'leave', 'everyone',
-           'together', 'on_first', 'node_first', 'from_first', 'gather_rows', 'with_others', 'add_up']
+           'together', 'on_first', 'node_first', 'from_first', 'gather_rows', 'with_own', 'add_up']
 
 # %% ../nbs/12_devices.ipynb #devices-export-imports
 import os
@@ -174,14 +174,14 @@ def gather_rows(
             if counts[process]: broadcast(part, process)
     return rows.to(job.device if x is None else x.device)
 
-def with_others(
-    x, # (n of this process, ...) its share of n rows
-    n:int, # rows in all
-)->'Tensor': # (n, ...); the rows of other processes are constants
+def with_own(
+    rows, # (n, ...) of all processes, from gather_rows
+    x, # this process's share of them, from which gradients are wanted
+)->'Tensor': # (n, ...); what other processes gave are constants
     "Rows of all processes, of which the own ones carry gradients"
     if world() == 1: return x
-    rows, mine = gather_rows(x, n), share(n)
     import torch
+    mine = share(len(rows))
     return torch.cat([rows[:mine.start], x, rows[mine.stop:]])
 
 def add_up(
