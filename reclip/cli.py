@@ -11,6 +11,8 @@ __all__ = ['app', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'Model', 'P
 # %% ../nbs/11_cli.ipynb #cli-export-imports
 import functools
 import logging
+import os
+import signal
 import sys
 import time
 import warnings
@@ -18,6 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from .devices import ProcessEnded, alone, is_first, leave, on_first, rank, world
 
 # %% ../nbs/11_cli.ipynb #cli-app
 app = typer.Typer(name='reclip', no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']),
@@ -29,6 +32,25 @@ def _mendable(error):
     import torch
     return isinstance(error, (ValueError, OSError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError))
 
+def _go_on(name): return ' Repeat the command with --resume to go on.' if name in ('adapt', 'zeroshot') else ''
+
+def _tell(name, text): print(f'reclip {name}: {" ".join(text.split())}'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace').decode(sys.stderr.encoding or 'utf-8'), file=sys.stderr)
+
+def _job(function, name, args, kwargs):
+    "A command as one of several processes: the others are silent, commands that cannot be shared are left to the first, and a lost process is one sentence"
+    sys.stderr = sys.__stderr__                                          # main had closed it
+    def stop(*_): raise ProcessEnded("the job was told to stop, or another process of it has ended; see its message or the launcher's")
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        if name in ('adapt', 'zeroshot', 'predict'): function(*args, **kwargs)
+        elif is_first():
+            with alone(): function(*args, **kwargs)
+        leave()
+    except ProcessEnded as e:
+        if rank() < 2: _tell(name, f'{e}.{_go_on(name)}')                                # one of the two is not the one that has ended
+        raise typer.Exit(1)
+    finally: signal.signal(signal.SIGTERM, signal.SIG_IGN)                # on its way out: nobody need tell it
+
 def command(
     function, # body of a command
 ):
@@ -36,16 +58,19 @@ def command(
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         name = function.__name__.rstrip('_')
-        try: return function(*args, **kwargs)
-        except KeyboardInterrupt: print(f'\nreclip {name}: stopped.' + (' Repeat the command with --resume to go on.' if name in ('adapt', 'zeroshot') else ''), file=sys.stderr); raise typer.Exit(130)
+        try: return function(*args, **kwargs) if world() == 1 else _job(function, name, args, kwargs)
+        except KeyboardInterrupt:
+            if is_first(): print(f'\nreclip {name}: stopped.{_go_on(name)}', file=sys.stderr)
+            raise typer.Exit(130)
         except Exception as e:
             if isinstance(e, typer.Exit) or not _mendable(e): raise
-            print(f'reclip {name}: {" ".join(str(e).split())}'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace').decode(sys.stderr.encoding or 'utf-8'), file=sys.stderr)
+            if is_first() or not getattr(e, 'alike', False): _tell(name, str(e))
             raise typer.Exit(2)
     return app.command(function.__name__.rstrip('_'), no_args_is_help=function.__name__ not in ('demo', 'cache'))(wrapped)
 
 def _say(quiet, verbose):
     "Messages of the library as plain lines on stderr"
+    quiet = quiet or not is_first()
     warnings.showwarning = lambda message, *rest, **more: None if quiet else print(f'note: {message}', file=sys.stderr)
     log = logging.getLogger('reclip')
     log.handlers[:] = [logging.StreamHandler()]
@@ -107,7 +132,8 @@ def _label(images, classes, output, method, report, quiet, verbose, labels=None,
     settings['templates'] = _templates(settings['templates'])
     table = run.adapt(images, classes, output, method=method, progress=not quiet, **settings)
     if not quiet: _account(output, table)
-    if report: _write_report(output, None, None, quiet)
+    if report and is_first():
+        with alone(): _write_report(output, None, None, quiet)
 
 def _account(output, table, most=8):
     "A few lines about what was found"
@@ -146,6 +172,8 @@ def adapt(images:Images, classes:Classes, output:Output, templates:Templates=Non
     `reclip adapt features.npy -c classes.txt --model ViT-L-14 -o RUN`  (features: labelled without training)
 
     `reclip adapt photos/ -c classes.txt -o RUN --resume`  (after a power cut)
+
+    `torchrun --nproc_per_node 4 -m reclip adapt photos/ -c classes.txt -o RUN`  (four GPUs)
     """
     _label(images, classes, output, 'training-free' if training_free else 'adapt', report, quiet, verbose, templates=templates, max_unreadable=max_unreadable, model=model, pretrained=pretrained, projection=projection.value,
         epochs=epochs, recipe=recipe.value, batch_size=step, lr_text=lr_text, lr_image=lr_image, n_neighbors=neighbors, alpha=alpha, seed=seed, device=device, precision=precision.value, encode_batch_size=batch_size, num_workers=workers,
@@ -176,12 +204,16 @@ def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '
     """
     _say(quiet, verbose)
     from reclip import run as runs
-    runs.check_table_path(output)
-    for path in (output, probabilities):
-        if path is not None and path.exists() and not overwrite: raise FileExistsError(f'{path} exists; name another file, or pass --overwrite')
+    def check():
+        runs.check_table_path(output)
+        for path in (output, probabilities):
+            if path is not None and path.exists() and not overwrite: raise FileExistsError(f'{path} exists; name another file, or pass --overwrite')
+    on_first(check)
     table, p, skipped = runs.predict(run, images, max_unreadable, device, not quiet, _cache(cache, no_cache), precision=precision.value, encode_batch_size=batch_size, num_workers=workers)
-    runs.write_table(table, output)
-    if probabilities is not None: runs.write_array(p.numpy(), probabilities)
+    def write():
+        runs.write_table(table, output)
+        if probabilities is not None: runs.write_array(p.numpy(), probabilities)
+    on_first(write)
     if not quiet: print(f'{len(table):,} images in {output}' + (f', {len(skipped):,} skipped, the first: {skipped[0].path}: {skipped[0].reason}' if skipped else ''))
 
 @command
@@ -299,4 +331,5 @@ def main_options(version:Annotated[bool, typer.Option('--version', callback=_ver
 
 def main():
     "The entry point of `reclip` and `python -m reclip`"
+    if rank(): sys.stdout = sys.stderr = open(os.devnull, 'w', encoding='utf-8')       # of several processes the first speaks
     app()
