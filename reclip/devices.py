@@ -9,6 +9,7 @@ __all__ = ['world', 'rank', 'is_first', 'alone', 'default_device', 'share', 'Pro
 # %% ../nbs/12_devices.ipynb #devices-export-imports
 import os
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -88,7 +89,7 @@ def _connected():
     try: yield _job()
     except RuntimeError as e:
         if isinstance(e, torch.cuda.OutOfMemoryError): raise
-        raise ProcessEnded(f"another process of this job has ended; see its message above, and repeat the command with --resume to go on ({str(e).strip().splitlines()[0][:160]})") from e
+        raise ProcessEnded(f"another process of this job has ended; see its message above, and repeat the command with --resume to go on ({re.sub(r'^.*?] ', '', str(e)).split('. ')[0][:160].strip()})") from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
