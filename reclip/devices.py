@@ -89,7 +89,8 @@ def _connected():
     try: yield _job()
     except RuntimeError as e:
         if isinstance(e, torch.cuda.OutOfMemoryError): raise
-        raise ProcessEnded(f"another process of this job has ended; see its message above, and repeat the command with --resume to go on ({re.sub(r'^.*?] ', '', str(e)).split('. ')[0][:160].strip()})") from e
+        why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()
+        raise ProcessEnded(f"another process of this job has ended ({why[:160]}); see its message or the launcher's") from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
@@ -120,6 +121,7 @@ def together(
     if errors: raise alike(errors[0])
     return result
 
+# %% ../nbs/12_devices.ipynb #devices-first
 def on_first(
     run:Callable, # () -> plain value, on the first process only
 )->object: # its result, on all
@@ -142,7 +144,7 @@ def node_first(
     rest = together(lambda: None if begins else run())
     return result if begins else rest
 
-# %% ../nbs/12_devices.ipynb #devices-tensors
+# %% ../nbs/12_devices.ipynb #devices-from-first
 def from_first(
     x, # tensor of the first process; what others pass is not looked at
 )->'Tensor': # the same on all; on the CPU of others if it was on the first's CPU, else on their device
@@ -155,6 +157,7 @@ def from_first(
         y = x.detach().to(job.device).contiguous() if is_first() else torch.empty(shape, dtype=dtype, device=job.device)
         return broadcast(y).to(default_device() if where == 'cuda' else 'cpu')
 
+# %% ../nbs/12_devices.ipynb #devices-tensors
 def gather_rows(
     x, # (n of this process, ...) tensor; or None, if it has no rows and `n` is not given
     n:int|None=None, # rows in all, where each process has its share of them; default: the processes are asked
@@ -175,6 +178,7 @@ def gather_rows(
             if counts[process]: broadcast(part, process)
     return rows.to(job.device if x is None else x.device)
 
+# %% ../nbs/12_devices.ipynb #devices-gradients
 def with_own(
     rows, # (n, ...) of all processes, from gather_rows
     x, # this process's share of them, from which gradients are wanted

@@ -175,7 +175,7 @@ for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSEr
 assert together(lambda: me) == me and everyone(1) == [1, 1, 1]                              # still in step
 if me == 2: os.kill(os.getpid(), signal.SIGKILL)
 try: everyone(1); everyone(2)
-except ProcessEnded as e: assert '--resume' in str(e)
+except ProcessEnded as e: assert 'has ended (' in str(e)
 else: raise AssertionError('nobody missed the third process')
 '''
 
