@@ -147,7 +147,7 @@ def node_first(
 # %% ../nbs/12_devices.ipynb #devices-from-first
 def from_first(
     x, # tensor of the first process; what others pass is not looked at
-)->'Tensor': # the same on all; on the CPU of others if it was on the first's CPU, else on their device
+)->object: # the tensor, the same on all; on the CPU of others if it was on the first's CPU, else on their device
     "A tensor of the first process, on all"
     if world() == 1: return x
     shape, dtype, where = on_first(lambda: (tuple(x.shape), x.dtype, x.device.type))
@@ -161,7 +161,7 @@ def from_first(
 def gather_rows(
     x, # (n of this process, ...) tensor; or None, if it has no rows and `n` is not given
     n:int|None=None, # rows in all, where each process has its share of them; default: the processes are asked
-)->'Tensor': # (n, ...) on the device of `x`; None if nobody has rows
+)->object: # tensor (n, ...) on the device of `x`; None if nobody has rows
     "Rows of all processes in order, on every process"
     if world() == 1: return x
     import torch
@@ -182,7 +182,7 @@ def gather_rows(
 def with_own(
     rows, # (n, ...) of all processes, from gather_rows
     x, # this process's share of them, from which gradients are wanted
-)->'Tensor': # (n, ...); what other processes gave are constants
+)->object: # tensor (n, ...); what other processes gave are constants
     "Rows of all processes, of which the own ones carry gradients"
     if world() == 1: return x
     import torch
