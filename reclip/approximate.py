@@ -8,20 +8,23 @@ __all__ = ['log', 'approximate_neighbors']
 # %% ../nbs/04a_approximate.ipynb #approximate-export-imports
 import logging
 import torch
+from .devices import on_first
 
 # %% ../nbs/04a_approximate.ipynb #approximate-index
 log = logging.getLogger('reclip')
 
-def _index(v, seed):
+def _index(v, seed, shared):
     "An inverted file of the rows, and how many cells it has"
     try: import faiss
     except ModuleNotFoundError as e: raise ModuleNotFoundError("approximate neighbours need faiss: pip install 'reclip-torch[faiss]'; or use search='exact'") from e
     faiss.omp_set_num_threads(torch.get_num_threads())
     n, cells = len(v), max(1, min(int(4 * len(v)**.5), len(v) // 40))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(v.shape[1]), v.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid, index.cp.seed = 10, 1, 64, seed
-    sample = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:64 * cells]
-    index.train(v[sample].numpy())
+    def trained():
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(v.shape[1]), v.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid, index.cp.seed = 10, 1, 64, seed
+        index.train(v[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:64 * cells]].numpy())
+        return faiss.serialize_index(index)
+    index = faiss.deserialize_index(on_first(trained) if shared else trained())       # one process looks for the centres
     index.add(v.numpy())
     return index, cells
 
@@ -50,6 +53,8 @@ def approximate_neighbors(
     recall:float=.99, # share of true neighbours to find, in (0, 1]; measured on `sample` nodes
     sample:int=512, # nodes searched exactly
     block_size:int=65_536, # nodes in one search
+    rows:slice=slice(None), # neighbours of these nodes only
+    shared:bool=False, # all processes of a job call this with the same nodes: one looks for the centres
     seed:int=0, # of the centres and of the sample
 )->tuple[torch.Tensor, torch.Tensor, float]: # index (n, k) int64; cosine (n, k), nearest first; recall as measured
     "Nearest neighbours by cosine from an inverted file; `ModuleNotFoundError` without faiss. A place that could not be filled holds the node itself at cosine -1"
@@ -57,14 +62,14 @@ def approximate_neighbors(
     if n_neighbors < 1: raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
     v, k = nodes.detach().float().cpu().contiguous(), min(n_neighbors, len(nodes) - 1)
     if k < 1: raise ValueError(f"nodes: a graph needs at least two, got {len(nodes)}")
-    index, cells = _index(v, seed)
-    rows = torch.randperm(len(v), generator=torch.Generator().manual_seed(seed + 1))[:sample]
-    true, index.nprobe = _true_neighbors(v, rows, k), min(4, cells)
+    index, cells = _index(v, seed, shared)
+    few = torch.randperm(len(v), generator=torch.Generator().manual_seed(seed + 1))[:sample]
+    true, index.nprobe = _true_neighbors(v, few, k), min(4, cells)
     while True:
-        hit = (true[:, :, None] == _search(index, v, rows, k)[0][:, None]).any(2).float().mean().item()
+        hit = (true[:, :, None] == _search(index, v, few, k)[0][:, None]).any(2).float().mean().item()
         if hit >= recall or index.nprobe >= cells: break
         index.nprobe = min(2 * index.nprobe, cells)
     log.info('neighbours of %s nodes: %s of %s cells searched, recall %.3f', f'{len(v):,}', index.nprobe, f'{cells:,}', hit)
-    found, cosine = torch.empty(len(v), k, dtype=torch.int64), torch.empty(len(v), k)
-    for some in torch.arange(len(v)).split(block_size): found[some], cosine[some] = _search(index, v, some, k)
+    parts = [_search(index, v, some, k) for some in torch.arange(len(v))[rows].split(block_size)]
+    found, cosine = (torch.cat(o) for o in zip(*parts))
     return found.to(nodes.device), cosine.to(nodes), hit

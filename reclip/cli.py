@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'Model', 'Pretrained', 'Device', 'PrecisionOption',
            'BatchSize', 'Workers', 'Cache', 'NoCache', 'MaxUnreadable', 'Seed', 'Resume', 'Overwrite', 'Report',
-           'Quiet', 'Verbose', 'command', 'Precision', 'Projection', 'Recipe', 'adapt', 'zeroshot', 'predict', 'report',
-           'export', 'cache', 'info', 'demo', 'main_options', 'main']
+           'Quiet', 'Verbose', 'command', 'Precision', 'Projection', 'Search', 'Recipe', 'adapt', 'zeroshot', 'predict',
+           'report', 'export', 'cache', 'info', 'demo', 'main_options', 'main']
 
 # %% ../nbs/11_cli.ipynb #cli-export-imports
 import functools
@@ -88,6 +88,10 @@ class Projection(str, Enum):
     "See projection_basis"
     none = 'none'; P1 = 'P1'; P2 = 'P2'
 
+class Search(str, Enum):
+    "See neighbor_graph"
+    auto = 'auto'; exact = 'exact'; approximate = 'approximate'
+
 class Recipe(str, Enum):
     "See adapt"
     paper = 'paper'; official = 'official'
@@ -102,7 +106,7 @@ Templates = Annotated[Optional[list[str]], _option('--templates', '-t', group='W
 Model = Annotated[str, _option('--model', '-m', group='Model', help='An open_clip name, `hf-hub:org/name`, `local-dir:folder`, or `demo`, the small model that ships with reclip.')]
 Pretrained = Annotated[str, _option('--pretrained', '-p', group='Model', help='An open_clip tag, or a local checkpoint.')]
 Device = Annotated[Optional[str], _option('--device', group='Machine', help='`cpu`, `cuda`, `cuda:1`, ...  [default: a GPU if there is one]', show_default=False)]
-PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', help='Of both towers. Lower precision is faster on GPUs that have it.')]
+PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', help='Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.')]
 BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, halved when memory runs out]', show_default=False)]
 Workers = Annotated[int, _option('--workers', '-w', group='Machine', min=0, help='Processes that open images.')]
 Cache = Annotated[Optional[Path], _option('--cache', group='Machine', help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s cache folder]', show_default=False)]
@@ -158,6 +162,8 @@ def adapt(images:Images, classes:Classes, output:Output, templates:Templates=Non
     step:Annotated[int, _option('--step', group='Method', min=1, help='Images drawn in one training step; a setting of the method, unlike --batch-size.')]=64,
     lr_text:Annotated[float, _option('--lr-text', group='Method', help='Learning rate of the text student.')]=1e-3, lr_image:Annotated[float, _option('--lr-image', group='Method', help='Learning rate of the image student.')]=1e-3,
     neighbors:Annotated[int, _option('--neighbors', group='Method', min=1, help='Neighbours of each image in the graph.')]=20, alpha:Annotated[float, _option('--alpha', group='Method', help='How much neighbours pass on, between 0 and 1.')]=.99,
+    search:Annotated[Search, _option('--search', group='Machine', help='How neighbours are found; `auto` is approximate above 65,536 images without a GPU, if faiss is installed.')]=Search.auto,
+    grad_checkpointing:Annotated[bool, _option('--grad-checkpointing', group='Machine', help='Train in less memory, about a third slower.')]=False, compile:Annotated[bool, _option('--compile', group='Machine', help='Let torch.compile make one program of the image tower; pays on long runs on a GPU.')]=False,
     seed:Seed=0, device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None, no_cache:NoCache=False, resume:Resume=False, overwrite:Overwrite=False, report:Report=False, quiet:Quiet=False, verbose:Verbose=False):
     """Adapt CLIP to IMAGES and label them.
 
@@ -177,7 +183,7 @@ def adapt(images:Images, classes:Classes, output:Output, templates:Templates=Non
     """
     _label(images, classes, output, 'training-free' if training_free else 'adapt', report, quiet, verbose, templates=templates, max_unreadable=max_unreadable, model=model, pretrained=pretrained, projection=projection.value,
         epochs=epochs, recipe=recipe.value, batch_size=step, lr_text=lr_text, lr_image=lr_image, n_neighbors=neighbors, alpha=alpha, seed=seed, device=device, precision=precision.value, encode_batch_size=batch_size, num_workers=workers,
-        cache=_cache(cache, no_cache), resume=resume, overwrite=overwrite)
+        search=search.value, grad_checkpointing=grad_checkpointing, compile=compile, cache=_cache(cache, no_cache), resume=resume, overwrite=overwrite)
 
 @command
 def zeroshot(images:Images, classes:Classes, output:Output, templates:Templates=None, max_unreadable:MaxUnreadable=.1, model:Model='ViT-B-32', pretrained:Pretrained='openai', device:Device=None, precision:PrecisionOption=Precision.float32,

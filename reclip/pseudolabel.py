@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from .clip import unit_rows
+from .devices import gather_rows, share
 from .graph import neighbor_graph, sparse_csr
 from .projection import project, projection_basis
 
@@ -61,18 +62,20 @@ def propagate_blocks(
     max_iter:int=100, # most iterations of conjugate gradients
     tol:float=1e-6, # a class is done when its residual is this small
     class_block:int|None=None, # classes solved together; default: 32, on a GPU 256
+    classes:slice=slice(None), # only these
 )->Iterator[tuple[torch.Tensor, torch.Tensor]]: # (b,) positions of classes, and their scores (N, b), block after block
     "Solve `(I - alpha S) Z = Y` by conjugate gradients (paper, section 3.2); memory `5 * class_block` numbers a node beside the graph"
     if not 0 < alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
     if max_iter < 1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
     if class_block is not None and class_block < 1: raise ValueError(f"class_block: expected 1 or more, got {class_block}")
     if not 0 < n_classes < S.shape[0]: raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
-    return _blocks(S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32))
+    return _blocks(S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32), classes)
 
-def _blocks(S, n_classes, alpha, max_iter, tol, class_block):
+def _blocks(S, n_classes, alpha, max_iter, tol, class_block, wanted):
     S, number = _renumbered(S)
     passed_on = _passes_on(S, alpha)
-    for classes in torch.arange(n_classes, device=S.device).split(class_block):
+    for classes in torch.arange(n_classes, device=S.device)[wanted].split(class_block):
+        if not len(classes): return
         Y = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)
         Y[number[classes], classes - classes[0]] = 1
         yield classes, _solve(passed_on, Y, max_iter, tol)[number[n_classes:]]
@@ -118,18 +121,25 @@ class Summary(NamedTuple):
     probability:torch.Tensor   # (N,) share of the best class in the sum of scores, in [0, 1]
 
 def summarize(
-    blocks:Iterator, # pairs of class positions (b,) and scores (N, b), from propagate_blocks; all M >= 2 classes once
+    blocks:Iterator, # pairs of class positions (b,) and scores (N, b), from propagate_blocks
+    n_classes:int, # M >= 2
+    shared:bool=False, # all processes of a job call this, each with the blocks of its classes
 )->Summary:
     "Labels, confidence and probability from blocks of scores, none of which is kept"
-    best, M = None, 0
+    kept = None                                                # (4, N): best score, its class, sum of z, sum of z log z
     for classes, z in blocks:
         z = z.clamp(min=0)
         top, at = z.max(1)
-        if best is None: best, label, s, h = torch.zeros_like(top), torch.full_like(at, -1), torch.zeros_like(top), torch.zeros_like(top)
-        label = torch.where(top > best, classes[at], label)
-        best, s, h, M = torch.maximum(best, top), s + z.sum(1), h + torch.special.xlogy(z, z).sum(1), M + len(classes)
+        if kept is None: kept = torch.zeros(4, len(z), dtype=z.dtype, device=z.device); kept[1] = -1
+        kept[1] = torch.where(top > kept[0], classes[at].to(z), kept[1])
+        kept[0] = torch.maximum(kept[0], top)
+        kept[2] += z.sum(1)
+        kept[3] += torch.special.xlogy(z, z).sum(1)
+    parts = gather_rows(None if kept is None else kept[None]) if shared else kept[None]
+    best, where = parts[:, 0].max(0)
+    label, (s, h) = parts[:, 1].gather(0, where[None])[0].long(), parts[:, 2:].sum(0)
     some = s.clamp(min=torch.finfo(s.dtype).tiny)
-    confidence = 1 - (some.log() - h / some) / math.log(M)
+    confidence = 1 - (some.log() - h / some) / math.log(n_classes)
     return Summary(label, torch.where(s > 0, confidence.clamp(0, 1), 0), best / some)
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features
@@ -150,12 +160,13 @@ def propagate_labels(
     tol:float=1e-6, # residual that ends them
     search:str='auto', # see neighbor_graph
 )->Summary: # `(pseudo_labels, confidence, probability)`
-    "Pseudo-labels in a given projection space; memory grows with N and not with N times M"
-    return summarize(propagate_blocks(*_graph(image_features, text_features, basis, n_neighbors, search), alpha, max_iter, tol))
+    "Pseudo-labels in a given projection space; memory grows with N and not with N times M. All processes of a job call this, and share the neighbours and the classes"
+    S, M = neighbor_graph(_nodes(image_features, text_features, basis), n_neighbors, search=search, shared=True), len(text_features)
+    return summarize(propagate_blocks(S, M, alpha, max_iter, tol, classes=share(M)), M, shared=True)
 
-def _graph(image_features, text_features, basis, n_neighbors, search):
-    "The graph in a projection space, and the number of classes"
-    return neighbor_graph(torch.cat([project(text_features, basis), project(image_features, basis)]), n_neighbors, search=search), len(text_features)
+def _nodes(image_features, text_features, basis):
+    "Projected text and image features, one under the other"
+    return torch.cat([project(text_features, basis), project(image_features, basis)])
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-label-features
 def label_features(
@@ -174,5 +185,6 @@ def label_features(
     if x.shape[1] != t.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide and text_features {t.shape[1]}; both must come from the same model")
     if len(t) < 2: raise ValueError(f"text_features: got {len(t)} class; with one class every image has the same label, so there is nothing to decide. Pass two or more")
     t = t.to(x)
-    scores = propagate(*_graph(x, t, projection_basis(t, projection, max_dim), n_neighbors, search), alpha, max_iter, tol)
+    nodes = _nodes(x, t, projection_basis(t, projection, max_dim))
+    scores = propagate(neighbor_graph(nodes, n_neighbors, search=search), len(t), alpha, max_iter, tol)
     return PseudoLabels(scores_to_labels(scores), scores_to_confidence(scores), scores)

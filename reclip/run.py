@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -31,6 +32,7 @@ from .cache import encode_cached
 from .clip import PRECISIONS
 from .devices import from_first, is_first, node_first, on_first, together, world
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
+from .graph import SEARCHES
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
@@ -131,7 +133,8 @@ def _check_settings(clip):
     def number(name, low, kind=(int, float), none=False):
         value = getattr(clip, name)
         if not (none and value is None) and not (isinstance(value, kind) and low <= value < float('inf')): raise ValueError(f"{name}: expected {'a whole' if kind is int else 'a'} number from {low} up, got {value!r}")
-    one_of('projection', PROJECTIONS); one_of('recipe', RECIPES); one_of('precision', PRECISIONS)
+    one_of('projection', PROJECTIONS); one_of('recipe', RECIPES); one_of('precision', PRECISIONS); one_of('search', SEARCHES)
+    if clip.search == 'approximate' and find_spec('faiss') is None: raise ValueError("search: 'approximate' needs faiss: pip install 'reclip-torch[faiss]'; or use 'exact'")
     for name in ('n_neighbors', 'batch_size'): number(name, 1, int)
     for name in ('max_iter', 'encode_batch_size'): number(name, 1, int, none=True)
     number('epochs', 0, int, none=True); number('num_workers', 0, int); number('seed', -2**63, int); number('logit_scale', 1e-6)
@@ -277,7 +280,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
     if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
-    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers')}
+    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
     if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
     clip._clip()
