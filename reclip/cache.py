@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
-from .clip import UnreadableImage, encode_images, open_image
+from .clip import UnreadableImage, encode_images, encode_shares, open_image
 from .images import ImageFiles
 
 # %% ../nbs/08b_cache.ipynb #cache-digest
@@ -162,7 +162,7 @@ def cache_folder(
     if cache == 'auto': cache = os.environ.get('RECLIP_CACHE') or platformdirs.user_cache_path('reclip', appauthor=False)
     return None if cache is None else Path(os.path.expanduser(cache))
 
-# %% ../nbs/08b_cache.ipynb #cache-encode
+# %% ../nbs/08b_cache.ipynb #cache-encode-missing
 def _encode_missing(model, files, preprocess, store, about, wanted, missing, part, unreadable, **settings):
     "Encode what is not known, a shard at a time; the shards, and positions that cannot be opened"
     shards, bad = [], set()
@@ -180,6 +180,20 @@ def _encode_missing(model, files, preprocess, store, about, wanted, missing, par
         shards.append(kept or (digests, found))
     return shards, bad
 
+def _known_or_encoded(model, images, preprocess, store, about, part, unreadable, progress, **settings):
+    "Features of those that can be opened, or None: from the store, or encoded and kept there"
+    if not len(images): return None
+    wanted = image_digests(images, progress)
+    ask = set(wanted)
+    shards = [o for path in sorted(store.glob('*.safetensors')) if (o := _read_shard(path, ask))]
+    known = {d for digests, _ in shards for d in digests}
+    missing = [i for i, d in enumerate(wanted) if d not in known]
+    log.info('%s of %s images were encoded before', f'{len(wanted) - len(missing):,}', f'{len(wanted):,}')
+    new, bad = _encode_missing(model, images, preprocess, store, about, wanted, missing, part, unreadable, progress=progress, **settings)
+    readable = [d for i, d in enumerate(wanted) if i not in bad]
+    return _assemble(shards + new, readable) if readable else None
+
+# %% ../nbs/08b_cache.ipynb #cache-encode
 def encode_cached(
     model, # open_clip model, frozen
     images, # ImageFiles; anything else goes to encode_images as it is
@@ -198,16 +212,10 @@ def encode_cached(
     if (about := encoding_settings(model, preprocess, precision)) is None:
         log.warning('features are not kept: the preprocessing gives another result each time')
         return encode_images(model, images, preprocess, **settings)
-    store, wanted = folder / _digest(json.dumps(about).encode()).hex(), image_digests(images, progress)
-    ask = set(wanted)
-    shards = [o for path in sorted(store.glob('*.safetensors')) if (o := _read_shard(path, ask))]
-    known = {d for digests, _ in shards for d in digests}
-    missing = [i for i, d in enumerate(wanted) if d not in known]
-    log.info('%s of %s images were encoded before', f'{len(wanted) - len(missing):,}', f'{len(wanted):,}')
-    new, bad = _encode_missing(model, images, preprocess, store, about, wanted, missing, part, **settings)
-    readable = [d for i, d in enumerate(wanted) if i not in bad]
-    if not readable: raise ValueError(f"none of the {len(wanted)} images could be opened")
-    return _assemble(shards + new, readable).to(next(model.parameters()).device)
+    store = folder / _digest(json.dumps(about).encode()).hex()
+    def encode(mine, unreadable):
+        return _known_or_encoded(model, images.keep(range(len(images))[mine]), preprocess, store, about, part, **settings | dict(unreadable=unreadable))
+    return encode_shares(encode, len(images), unreadable).to(next(model.parameters()).device)
 
 # %% ../nbs/08b_cache.ipynb #cache-info
 def _stores(folder): return sorted(o for o in folder.glob('*') if re.fullmatch('[0-9a-f]{32}', o.name) and o.is_dir()) if folder else []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 'open_image', 'ImageDataset', 'out_of_memory',
-           'fit_memory', 'mixed', 'image_loader', 'placer', 'encode_images', 'can_cut', 'cut_tokens', 'encode_tokens',
-           'encode_text']
+           'fit_memory', 'mixed', 'image_loader', 'placer', 'encode_shares', 'encode_images', 'can_cut', 'cut_tokens',
+           'encode_tokens', 'encode_text']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
@@ -240,6 +240,21 @@ def _encode_rows(model, data, size, num_workers, progress, precision, unreadable
             rows.append(unit_rows(found, 'image_features'))
     return torch.cat(rows) if rows else None
 
+def encode_shares(
+    encode:Callable, # (slice of the images, unreadable) -> features of those that can be opened, or None; works by itself
+    n:int, # images in all
+    unreadable:Callable|None=None, # see encode_images; receives positions among all
+)->torch.Tensor: # features of all images, on every process
+    "Each process encodes its share; `ValueError` if no image could be opened"
+    if world() == 1: found = encode(slice(0, n), unreadable)
+    else:
+        mine, bad = share(n), []
+        note = None if unreadable is None else lambda i, why: bad.append((mine.start + i, why))
+        found = gather_rows(together(lambda: encode(mine, note)))
+        for i, why in (o for of in everyone(bad) for o in of): unreadable(i, why)
+    if found is None: raise alike(ValueError(f"none of the {n} images could be opened"))
+    return found
+
 # %% ../nbs/01_clip.ipynb #clip-encode-images
 @torch.no_grad()
 def encode_images(
@@ -254,14 +269,8 @@ def encode_images(
 )->torch.Tensor: # (N, D) float32, unit rows, on the model's device; (0, D) is never returned: `ValueError` if nothing could be opened
     "Image features of all images, in their order; several processes encode a share each"
     data, settings = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess), (batch_size or 256, num_workers, progress, precision)
-    if world() == 1: found = _encode_rows(model, data, *settings, unreadable)
-    else:
-        mine, bad = share(len(data)), []
-        part, note = Subset(data, range(mine.start, mine.stop)), None if unreadable is None else lambda i, why: bad.append((mine.start + i, why))
-        found = gather_rows(together(lambda: _encode_rows(model, part, *settings, note)))
-        for i, why in (o for of in everyone(bad) for o in of): unreadable(i, why)
-    if found is None: raise alike(ValueError(f"none of the {len(data)} images could be opened"))
-    return found.to(next(iter(model.parameters())).device)
+    def encode(mine, unreadable): return _encode_rows(model, data if mine == slice(0, len(data)) else Subset(data, range(mine.start, mine.stop)), *settings, unreadable)
+    return encode_shares(encode, len(data), unreadable).to(next(iter(model.parameters())).device)
 
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens
 def _text_tower(model): return getattr(model, 'text', model)  # open_clip.CLIP carries the parts of its text tower itself

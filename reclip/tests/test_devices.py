@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from reclip import demo, encode_images, encode_text, load_clip
+from reclip.cache import cache_info
 from reclip.devices import alone, default_device, everyone, on_first, share, together
 from reclip.images import find_images
 from reclip.run import adapt, predict
@@ -191,6 +192,7 @@ encoding = '''
 import torch
 from reclip import demo, encode_images, encode_text
 from reclip.clip import UnreadableImage
+from reclip.cache import cache_info, encode_cached
 from reclip.images import encode_readable, find_images
 model, preprocess, tokenizer = demo.demo_clip('cpu')
 expected = torch.load(job['expected'], weights_only=True)
@@ -206,6 +208,12 @@ for run, kind, word in ((lambda: encode_images(model, find_images(job['few'])[0]
     try: run()
     except kind as e: assert word in str(e) and e.alike, (str(e), vars(e))
     else: raise AssertionError(word)
+for known in (None, 3, 7):                                                                    # an empty store, one with three of the images, one with all
+    if known: assert cache_info(job['store'])['rows'] >= known
+    took = files.keep([0, 1, 2]) if known is None else files
+    assert torch.allclose(encode_cached(model, took, preprocess, job['store']), expected['tar'][:len(took)], atol=1e-5)
+rows, kept, skipped = encode_readable(model, find_images(job['few'])[0], preprocess, (), .5, lambda *args, **more: encode_cached(*args, cache=job['store'], **more))
+assert kept.names == ['a.png', 'c.png'] and [o.path for o in skipped] == ['b.png'] and torch.allclose(rows, expected['few'], atol=1e-5)
 real = model.encode_image
 def small(x):                                                                                 # memory is short in one process alone
     if rank == 1 and len(x) > 1: raise MemoryError
@@ -224,7 +232,8 @@ def test_encoding_in_parts(job, clip, tmp_path):
         for i in range(7): images[i].save(tmp_path / f'{i}.png'); archive.add(tmp_path / f'{i}.png', f'{i}.png')
     prompts = [f'a photo of the number {o}.' for o in names[:8]] + ['a zero', 'one', 'a photo of the number one.']         # one of them twice
     torch.save(dict(tar=encode_images(model, find_images(tmp_path / 'shard.tar')[0], preprocess), few=encode_images(model, images[:2], preprocess), prompts=prompts, text=encode_text(model, tokenizer(prompts))), tmp_path / 'expected.pt')
-    fine(job(4, encoding, expected=str(tmp_path / 'expected.pt'), tar=str(tmp_path / 'shard.tar'), few=str(tmp_path / 'few')))
+    fine(job(4, encoding, expected=str(tmp_path / 'expected.pt'), tar=str(tmp_path / 'shard.tar'), few=str(tmp_path / 'few'), store=str(tmp_path / 'store')))
+    assert cache_info(tmp_path / 'store')['rows'] == 7                                        # a and c are two of them
 
 
 # ---- training
@@ -272,7 +281,7 @@ def test_training_in_parts(job, own_clip, tmp_path, world, classes, n, recipe, s
 
 def test_accelerate_launch(single, digits_folder, tmp_path):
     launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', str(free_port()), '-m', 'reclip']
-    found = subprocess.run([*launch, 'adapt', digits_folder, *options, '-o', tmp_path / 'RUN'], capture_output=True, text=True)
+    found = subprocess.run([*launch, 'adapt', digits_folder, *options, '--no-cache', '-o', tmp_path / 'RUN'], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert same(tmp_path / 'RUN', single) and json.loads((tmp_path / 'RUN' / 'config.json').read_text())['run']['machine']['processes'] == 2
     assert found.stdout.count('predictions.csv has every label') == 1 and found.stderr.count('images found') == 1        # one voice
@@ -282,7 +291,7 @@ def test_accelerate_launch(single, digits_folder, tmp_path):
 def test_a_killed_worker_fails_the_job_and_resume_recovers(job, single, digits_folder, tmp_path):
     "torchrun, one worker killed after the first epoch; then on with one process, and with two"
     partial = tmp_path / 'RUN.partial'
-    launched = subprocess.Popen([*torchrun, 'adapt', digits_folder, *options, '-o', tmp_path / 'RUN'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    launched = subprocess.Popen([*torchrun, 'adapt', digits_folder, *options, '--cache', tmp_path / 'cache', '-o', tmp_path / 'RUN'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (partial / 'checkpoint.safetensors').is_file():
         assert launched.poll() is None, launched.communicate()[1]
         time.sleep(.01)
@@ -292,6 +301,7 @@ def test_a_killed_worker_fails_the_job_and_resume_recovers(job, single, digits_f
     assert launched.returncode != 0 and not (tmp_path / 'RUN').exists() and partial.is_dir()
     said = [line for line in err.splitlines() if line.startswith('reclip adapt: ')]
     assert len(said) == 1 and 'has ended' in said[0] and '--resume' in said[0] and 'reclip/cli.py' not in err, err         # torchrun has a traceback of its own, but none of ours
+    assert cache_info(tmp_path / 'cache')['rows'] == len(pd.unique(pd.Series([o.read_bytes() for o in digits_folder.iterdir()])))         # each kept its share
     shutil.copytree(partial, tmp_path / 'TWO.partial')
     adapt(digits_folder, names, tmp_path / 'RUN', resume=True, **settings)
     assert same(tmp_path / 'RUN', single)
