@@ -118,12 +118,13 @@ def run(
     batch_size:int=64, # images in a step, and in a forward pass
     lr:float=1e-3, # of both
     half:bool=False, # matrices of the towers in float16, as the script has them on a GPU
+    num_workers:int=0, # processes that open images
 )->ReleasedRun:
     "The released loop, at its cost"
     start, data, device = time.perf_counter(), ImageDataset(images, preprocess), next(model.parameters()).device
     t, v, optimizers = _students(model, lr, half)
     generator, logits, losses = torch.Generator().manual_seed(seed), [], []
-    def opened(rows): return (o.to(device, torch.float16 if half else None) for o in DataLoader(data, batch_sampler=[b.tolist() for b in rows], generator=torch.Generator()))
+    def opened(rows): return (o.to(device, torch.float16 if half else None) for o in DataLoader(data, batch_sampler=[b.tolist() for b in rows], num_workers=num_workers, generator=torch.Generator()))
     def short(): return short_texts(t, tokenizer, class_names, templates[0])
     def seen(o, x): return F.normalize(o.encode_image(x), dim=-1)
     with torch.no_grad(): weight_v = weight_t = first = class_texts(v, tokenizer, class_names, templates)
