@@ -89,7 +89,7 @@ def propagation_stages(
     del nodes, near
     scores = done(propagate(S, len(texts), alpha, max_iter, tol))
     labels = done(scores_to_labels(scores))
-    return labels, dict(zip(('neighbours', 'graph', 'solve', 'labels'), np.diff(clock).tolist()))
+    return labels, dict(zip(('neighbours', 'graph', 'solve', 'labels'), np.diff(clock)))
 
 # %% ../nbs/13_bench.ipynb #bench-memory
 MEMORY = dict(cpu='peak_bytes: highest resident memory of a fresh process during the call, minus what was resident before it; process_bytes: that mark with interpreter, libraries and inputs',
@@ -202,7 +202,7 @@ def _adaptation(settings, small):
 def _encoding(settings, small):
     "Files and our side of encoding"
     model, preprocess, _ = _model(settings)
-    n, folder = min(settings['n'], 16) if small else settings['n'], Path(tempfile.mkdtemp(dir=settings['folder']))
+    n, folder = min(settings['n'], 64) if small else settings['n'], Path(tempfile.mkdtemp(dir=settings['folder']))
     if settings['model'] == 'demo':
         from reclip import demo
         pictures, _ = demo.demo_digits()
@@ -221,7 +221,7 @@ def _encoding(settings, small):
         del pixels
         features = encode_images(model, files, preprocess, num_workers=settings['workers'], **how)
         clock.append(_now(settings['device']))
-        return (features @ features[:64].T).argmax(1).cpu(), dict(zip(('open', 'tower', 'together'), np.diff(clock).tolist()))
+        return (features @ features[:64].T).argmax(1).cpu(), dict(zip(('open', 'tower', 'together'), np.diff(clock)))
     return ours, None, None
 
 CASES = dict(propagation=_propagation, adaptation=_adaptation, encoding=_encoding)
@@ -234,7 +234,7 @@ def _child(case, side, settings, folder):
     with measured(settings['device']) as found: labels, seconds = sides[side]()
     right = None if truth is None else round(float((labels.cpu() == truth).float().mean()), 4)
     np.save(Path(folder, 'labels.npy'), labels.cpu().numpy(), allow_pickle=False)
-    Path(folder, 'result.json').write_text(json.dumps(found | dict(seconds=seconds, accuracy=right)))
+    Path(folder, 'result.json').write_text(json.dumps(found | dict(total=round(found['total'], 6), seconds={k: round(float(v), 6) for k, v in seconds.items()}, accuracy=right)))
 
 def _spawn(case, side, settings, folder):
     "The same in a fresh process; `ValueError` or `MemoryError` with its last words"
@@ -289,9 +289,9 @@ def measure(
         theirs, others = _median(runs[1])
         baseline = dict(what='released.run' if case == 'adaptation' else 'released.dense_propagation', seconds=_seconds(theirs), stages=theirs['seconds'], totals=[_seconds(o[0]) for o in runs[1]],
                         peak_bytes=theirs['peak_bytes'], process_bytes=theirs['process_bytes'], agreement=float((labels == others).mean()), accuracy=theirs['accuracy'])
-    total, stages = _seconds(ours), ours['seconds'] | (dict(other=ours['total'] - sum(ours['seconds'].values())) if case == 'adaptation' else {})
+    total, stages = _seconds(ours), ours['seconds'] | (dict(other=round(ours['total'] - sum(ours['seconds'].values()), 6)) if case == 'adaptation' else {})
     return dict(name=case, settings=settings, **shape, seconds=stages, total=total, totals=[_seconds(o[0]) for o in runs[0]], peak_bytes=ours['peak_bytes'], process_bytes=ours['process_bytes'], memory=MEMORY[torch.device(settings['device']).type],
-                accuracy=ours['accuracy'], baseline=baseline, ratio=baseline and baseline['seconds'] / total, versions=versions(), machine=about, seed=settings['seed'], command=command_line(case, settings), date=datetime.now().astimezone().isoformat(timespec='seconds'))
+                accuracy=ours['accuracy'], baseline=baseline, ratio=baseline and round(baseline['seconds'] / total, 3), versions=versions(), machine=about, seed=settings['seed'], command=command_line(case, settings), date=datetime.now().astimezone().isoformat(timespec='seconds'))
 
 # %% ../nbs/13_bench.ipynb #bench-files
 def add_row(
