@@ -21,8 +21,9 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import ImageDataset, encode_images, load_clip, unit_rows
-from .pseudolabel import label_features, scores_to_confidence
-from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state
+from .projection import projection_basis
+from .pseudolabel import propagate_labels, scores_to_confidence
+from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state, student_labels, student_logits
 from .zeroshot import check_class_names, check_templates, text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
@@ -75,6 +76,16 @@ def fingerprint(
 _RESULTS = ('labels_', 'confidence_', 'probability_', 'pseudo_labels_', 'first_pseudo_labels_', 'zero_shot_labels_', 't_labels_', 'v_labels_', 'text_features_', 'centroids_')
 _NOT_FOR_ADAPT = ('model', 'pretrained', 'class_names', 'templates', 'preprocess', 'tokenizer', 'device', 'verbose', 'max_dim')
 
+def _students(*features, logit_scale, rows=16_384):
+    "Probability of the best class, its label, confidence, and the labels of T and of V, all (N,) on the CPU; the arguments are those of student_logits"
+    frozen, text, image, centroids = features
+    found = []
+    for x, v in zip(frozen.split(rows), image.split(rows)):
+        logits = student_logits(x, text, v, centroids, logit_scale)
+        p = logits.mean(0).softmax(1)
+        found.append([o.cpu() for o in (*p.max(1), scores_to_confidence(p), *logits.argmax(2))])
+    return [torch.cat(o) for o in zip(*found)]
+
 class ReCLIP(BaseEstimator):
     "Adapt CLIP to unlabelled images (Hu et al., WACV 2024): `fit`, `predict`, `predict_proba`, `transform`, `save`, `load`"
     def __init__(self,
@@ -102,6 +113,9 @@ class ReCLIP(BaseEstimator):
         descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
         encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
         precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
+        neighbors:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
+        grad_checkpointing:bool=False, # train in less memory, about a third slower
+        compile:bool=False, # let torch.compile make one program of the image tower
         num_workers:int=0, # processes that open images
         device:str|None=None, # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
         seed:int=0, # of the order of training
@@ -113,6 +127,7 @@ class ReCLIP(BaseEstimator):
         self.epochs, self.batch_size, self.lr_text, self.lr_image = epochs, batch_size, lr_text, lr_image
         self.momentum, self.weight_decay, self.logit_scale, self.recipe = momentum, weight_decay, logit_scale, recipe
         self.descriptions, self.encode_batch_size, self.precision = descriptions, encode_batch_size, precision
+        self.neighbors, self.grad_checkpointing, self.compile = neighbors, grad_checkpointing, compile
         self.num_workers, self.seed, self.verbose = num_workers, seed, verbose
 
     @classmethod
@@ -138,9 +153,7 @@ class ReCLIP(BaseEstimator):
         model, preprocess, tokenizer = self._clip()
         found = adapt(model, images, preprocess, tokenizer, self._names(), self.templates, max_dim=self._max_dim(), scorer=scorer, progress=self.verbose,
                       frozen_features=frozen_features, state=state, keep=keep, **settings)
-        probabilities = found.logits.mean(0).softmax(1).cpu()
-        (self.probability_, self.labels_), self.confidence_ = probabilities.max(1), scores_to_confidence(probabilities)
-        self.t_labels_, self.v_labels_ = found.logits.argmax(2).cpu()
+        self.probability_, self.labels_, self.confidence_, self.t_labels_, self.v_labels_ = _students(found.frozen_features, found.text_features, found.image_features, found.centroids, logit_scale=self.logit_scale)
         for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids', 'image_features'): setattr(self, f'{name}_', getattr(found, name).cpu())
         for name in ('text_state', 'image_state'): setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
         self.history_ = found.history
@@ -154,17 +167,16 @@ class ReCLIP(BaseEstimator):
         model, text = self._clip()[0], self._zero_shot_texts()
         x = unit_rows(image_features, 'image_features').float().cpu()
         if x.shape[1] != text.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model")
-        scores = (self.logit_scale * x @ text.T).softmax(1)
-        zero_shot, none = scores.argmax(1), torch.full((len(x),), -1)
-        found, centroids = none, text
+        probability, labels, confidence, zero_shot, _ = _students(x, text, x, text, logit_scale=self.logit_scale)
+        found, centroids = torch.full((len(x),), -1), text
         if propagate:
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
-            found, _, spread = label_features(x, text, self.projection, self.n_neighbors, self.alpha, max_iter, self.tol, self._max_dim())
-            scores, centroids = torch.where(found[:, None] >= 0, spread.clamp(min=0), scores), class_centroids(x, found, text, text)
-        scores = scores / scores.sum(1, keepdim=True)
-        (self.probability_, self.labels_), self.confidence_, self.image_features_ = scores.max(1), scores_to_confidence(scores), x
+            found, *sure = propagate_labels(x, text, projection_basis(text, self.projection, self._max_dim()), self.n_neighbors, self.alpha, max_iter, self.tol, self.neighbors)
+            labels, confidence, probability = (torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability)))      # zero-shot where nothing arrived
+            centroids = class_centroids(x, found, text, text)
+        self.labels_, self.confidence_, self.probability_, self.image_features_ = labels, confidence, probability, x
         self.pseudo_labels_ = self.first_pseudo_labels_ = found
-        self.zero_shot_labels_, self.t_labels_, self.v_labels_ = zero_shot, zero_shot, (x @ centroids.T).argmax(1)
+        self.zero_shot_labels_, self.t_labels_, self.v_labels_ = zero_shot, zero_shot, student_labels(x, text, x, centroids)[2]
         self.text_features_, self.centroids_ = text, centroids
         self.text_state_, self.image_state_ = ({k: v.cpu() for k, v in norm_state(model, tower).items()} for tower in ('text', 'image'))
         self.history_ = [dict(epoch=0, confidence=self.confidence_.mean().item(), changed=(self.labels_ != zero_shot).float().mean().item())]

@@ -12,7 +12,6 @@ __all__ = ['MEMORY', 'STAGES', 'CASES', 'app', 'Repeats', 'Device', 'Threads', '
 import ctypes
 import functools
 import gc
-import inspect
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Optional
@@ -38,10 +38,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 import reclip
 from . import released, selftrain
+from .approximate import approximate_neighbors
 from .cli import Precision, Recipe, command
 from .clip import ImageDataset, encode_images, load_clip
-from .graph import affinity_graph, nearest_neighbors, normalize_graph
-from .pseudolabel import propagate, scores_to_labels
+from .graph import EXACT_UP_TO, affinity_graph, nearest_neighbors, normalize_graph
+from .pseudolabel import propagate_blocks, summarize
 from .run import machine, whole_file
 from .words import TEMPLATES
 
@@ -71,6 +72,11 @@ def _now(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter()
 
+def _neighbours(nodes, k, method):
+    "Index, cosine and recall, chosen as neighbor_graph does"
+    if method == 'auto': method = 'approximate' if len(nodes) > EXACT_UP_TO and not nodes.is_cuda and find_spec('faiss') else 'exact'
+    return approximate_neighbors(nodes, k) if method == 'approximate' else (*nearest_neighbors(nodes, k), 1.)
+
 def propagation_stages(
     texts:torch.Tensor, # (m, d) unit rows in the projection space
     images:torch.Tensor, # (n, d) likewise
@@ -78,18 +84,23 @@ def propagation_stages(
     alpha:float=.99, # how much is passed on
     max_iter:int=20, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
-    method:str='exact', # of finding neighbours; another one is handed on to nearest_neighbors
-)->tuple[torch.Tensor, dict]: # pseudo_labels (n,), and seconds by stage
+    method:str='auto', # `"exact"`, `"approximate"` or `"auto"`, as in neighbor_graph
+)->tuple[torch.Tensor, dict, float]: # pseudo_labels (n,), seconds by stage, recall of the neighbours
     "A whole propagation: neighbours, graph, solve, labels"
-    if method != 'exact' and 'method' not in inspect.signature(nearest_neighbors).parameters: raise ValueError(f"method: this version finds neighbours exactly; {method!r} is not there")
-    clock, nodes = [_now(images.device)], torch.cat([texts, images])
+    clock, solving = [_now(images.device)], [0.]
     def done(value): clock.append(_now(images.device)); return value
-    near = done(nearest_neighbors(nodes, n_neighbors, **({} if method == 'exact' else dict(method=method))))
-    S = done(normalize_graph(affinity_graph(*near)))
-    del nodes, near
-    scores = done(propagate(S, len(texts), alpha, max_iter, tol))
-    labels = done(scores_to_labels(scores))
-    return labels, dict(zip(('neighbours', 'graph', 'solve', 'labels'), np.diff(clock)))
+    def clocked(blocks):
+        while True:
+            start, block = _now(images.device), next(blocks, None)
+            solving[0] += _now(images.device) - start
+            if block is None: return
+            yield block
+    index, cosine, recall = done(_neighbours(torch.cat([texts, images]), n_neighbors, method))
+    S = done(normalize_graph(affinity_graph(index, cosine)))
+    del index, cosine
+    labels = done(summarize(clocked(propagate_blocks(S, len(texts), alpha, max_iter, tol)))).pseudo_labels
+    seconds = dict(zip(('neighbours', 'graph', 'labels'), np.diff(clock))) | dict(solve=solving[0])
+    return labels, seconds | dict(labels=seconds['labels'] - solving[0]), recall
 
 # %% ../nbs/13_bench.ipynb #bench-memory
 MEMORY = dict(cpu='peak_bytes: highest resident memory of a fresh process during the call, minus what was resident before it; process_bytes: that mark with interpreter, libraries and inputs',
@@ -178,7 +189,7 @@ def _propagation(settings, small):
     def ours(): return propagation_stages(texts, images, tol=settings['tol'], method=settings['method'], **graph)
     def theirs():
         found = released.dense_propagation(texts, images, **graph)
-        return found.labels, found.seconds
+        return found.labels, found.seconds, 1.
     return ours, theirs, classes
 
 def _adaptation(settings, small):
@@ -193,10 +204,10 @@ def _adaptation(settings, small):
     def ours():
         with stopwatch(selftrain, STAGES, settings['device']) as seconds:
             found = selftrain.adapt(model, images, preprocess, tokenizer, names, templates, epochs=epochs, recipe=settings['recipe'], seed=settings['seed'], batch_size=settings['step'], precision=settings['precision'], num_workers=settings['workers'], max_dim=768)
-        return found.logits.mean(0).argmax(1).cpu(), seconds
+        return found.logits.mean(0).argmax(1).cpu(), seconds, None
     def theirs():
         found = released.run(model, images, tokenizer, names, templates, epochs, settings['recipe'], preprocess, settings['seed'], settings['step'], half=settings['device'] == 'cuda', num_workers=settings['workers'])
-        return found.logits[-1].argmax(1).cpu(), dict(all=found.seconds)
+        return found.logits[-1].argmax(1).cpu(), dict(all=found.seconds), None
     return ours, theirs, labels
 
 def _encoding(settings, small):
@@ -221,7 +232,7 @@ def _encoding(settings, small):
         del pixels
         features = encode_images(model, files, preprocess, num_workers=settings['workers'], **how)
         clock.append(_now(settings['device']))
-        return (features @ features[:64].T).argmax(1).cpu(), dict(zip(('open', 'tower', 'together'), np.diff(clock)))
+        return (features @ features[:64].T).argmax(1).cpu(), dict(zip(('open', 'tower', 'together'), np.diff(clock))), None
     return ours, None, None
 
 CASES = dict(propagation=_propagation, adaptation=_adaptation, encoding=_encoding)
@@ -231,10 +242,10 @@ def _child(case, side, settings, folder):
     "One measurement, in this process: writes result.json and labels.npy"
     CASES[case](settings, True)[side]()                                    # warm-up
     *sides, truth = CASES[case](settings, False)
-    with measured(settings['device']) as found: labels, seconds = sides[side]()
+    with measured(settings['device']) as found: labels, seconds, recall = sides[side]()
     right = None if truth is None else round(float((labels.cpu() == truth).float().mean()), 4)
     np.save(Path(folder, 'labels.npy'), labels.cpu().numpy(), allow_pickle=False)
-    Path(folder, 'result.json').write_text(json.dumps(found | dict(total=round(found['total'], 6), seconds={k: round(float(v), 6) for k, v in seconds.items()}, accuracy=right)))
+    Path(folder, 'result.json').write_text(json.dumps(found | dict(total=round(found['total'], 6), seconds={k: round(float(v), 6) for k, v in seconds.items()}, accuracy=right, recall=recall)))
 
 def _spawn(case, side, settings, folder):
     "The same in a fresh process; `ValueError` or `MemoryError` with its last words"
@@ -291,7 +302,7 @@ def measure(
                         peak_bytes=theirs['peak_bytes'], process_bytes=theirs['process_bytes'], agreement=float((labels == others).mean()), accuracy=theirs['accuracy'])
     total, stages = _seconds(ours), ours['seconds'] | (dict(other=round(ours['total'] - sum(ours['seconds'].values()), 6)) if case == 'adaptation' else {})
     return dict(name=case, settings=settings, **shape, seconds=stages, total=total, totals=[_seconds(o[0]) for o in runs[0]], peak_bytes=ours['peak_bytes'], process_bytes=ours['process_bytes'], memory=MEMORY[torch.device(settings['device']).type],
-                accuracy=ours['accuracy'], baseline=baseline, ratio=baseline and round(baseline['seconds'] / total, 3), versions=versions(), machine=about, seed=settings['seed'], command=command_line(case, settings), date=datetime.now().astimezone().isoformat(timespec='seconds'))
+                accuracy=ours['accuracy'], recall=ours['recall'], baseline=baseline, ratio=baseline and round(baseline['seconds'] / total, 3), versions=versions(), machine=about, seed=settings['seed'], command=command_line(case, settings), date=datetime.now().astimezone().isoformat(timespec='seconds'))
 
 # %% ../nbs/13_bench.ipynb #bench-files
 def add_row(
@@ -365,7 +376,7 @@ def _give(row, output):
 @_command
 def propagation(n:Annotated[list[int], _option('--n', min=1, help='Images; may be repeated, one row each.')]=[1_000], m:Annotated[list[int], _option('--m', min=3, help='Classes; may be repeated.')]=[100],
     neighbors:Annotated[int, _option('--neighbors', min=1, help='k of the graph.')]=20, alpha:Annotated[float, _option('--alpha', help='How much neighbours pass on.')]=.99, max_iter:Annotated[int, _option('--max-iter', min=1, help='Iterations of conjugate gradients, of both sides.')]=20,
-    tol:Annotated[float, _option('--tol', help='Residual that ends them.')]=1e-6, method:Annotated[Method, _option('--method', help='How ours finds neighbours.')]=Method.exact,
+    tol:Annotated[float, _option('--tol', help='Residual that ends them.')]=1e-6, method:Annotated[Method, _option('--method', help='How ours finds neighbours; auto: as neighbor_graph chooses.')]=Method.auto,
     baseline:Baseline=True, repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
     """One whole propagation on made-up features: neighbours, graph, solve, labels. Example: `reclip bench propagation --n 1000 --n 2000`"""
     settings, output = _common(dict(neighbors=neighbors, alpha=alpha, max_iter=max_iter, tol=tol, method=method.value, baseline=baseline, repeats=repeats, device=device, threads=threads, seed=seed, output=output))
@@ -409,8 +420,8 @@ def plan(
     "What the pages draw"
     if not full: return [(propagation, dict(n=[500, 1_000, 2_000], m=[100], repeats=1)), (propagation, dict(n=[4_000, 8_000], m=[100], baseline=False, repeats=1)), (propagation, dict(n=[4_000], m=[10, 30], baseline=False, repeats=1)),
                          (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1))]
-    return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], method=Method.auto, baseline=False, repeats=1)),
-            (propagation, dict(n=[50_000], m=[10, 1_000], method=Method.auto, baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], method=Method.auto, baseline=False, repeats=1)),
+    return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
+            (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
             (adaptation, dict(repeats=3)), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3))]
 
 @_command

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 'open_image', 'ImageDataset', 'out_of_memory',
-           'fit_memory', 'mixed', 'encode_images', 'can_cut', 'encode_tokens', 'encode_text']
+           'fit_memory', 'mixed', 'image_loader', 'placer', 'encode_images', 'can_cut', 'cut_tokens', 'encode_tokens',
+           'encode_text']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
@@ -192,6 +193,25 @@ def mixed(
     if precision not in PRECISIONS: raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return torch.autocast(torch.device(device).type, PRECISIONS[precision]) if PRECISIONS[precision] else nullcontext()
 
+# %% ../nbs/01_clip.ipynb #clip-image-loader
+def image_loader(
+    data:Dataset, # of preprocessed tensors
+    device:str|torch.device, # where the model is
+    num_workers:int=0, # processes that open and preprocess images
+    **settings, # of DataLoader: batch_size or batch_sampler, collate_fn
+)->DataLoader:
+    "Batches of images, in memory that a GPU can fetch from while it computes; no global random numbers are drawn"
+    return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=torch.device(device).type == 'cuda', **settings)
+
+def placer(
+    model, # open_clip model
+    device:str|torch.device, # where it is
+)->Callable: # images (B, 3, H, W) -> the same on the device
+    "How images go to the model: without waiting for the copy; channels last for a convolutional tower, whose kernels prefer it"
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in model.visual.modules()) if hasattr(model, 'visual') else 0
+    layout = torch.channels_last if convolutions > 1 else torch.contiguous_format        # a transformer has one, for its patches
+    return lambda images: images.to(device, non_blocking=True, memory_format=layout)
+
 # %% ../nbs/01_clip.ipynb #clip-encode-images
 class _Careful(Dataset):
     "Position, tensor and reason: a reason instead of a tensor where an image cannot be opened"
@@ -216,8 +236,7 @@ def encode_images(
     data = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess)
     device = next(iter(model.parameters())).device
     rows, size = [], batch_size or 256
-    loader = DataLoader(data if unreadable is None else _Careful(data), size, num_workers=num_workers, generator=torch.Generator(),     # a generator of its own: the global one is the caller's
-                        collate_fn=None if unreadable is None else list)
+    loader, place = image_loader(data if unreadable is None else _Careful(data), device, num_workers, batch_size=size, collate_fn=None if unreadable is None else list), placer(model, device)
     with mixed(device, precision), tqdm(desc='encode images', total=len(data), unit='image', disable=not progress, leave=False) as bar:
         for batch in loader:
             bar.update(len(batch))
@@ -226,7 +245,7 @@ def encode_images(
                 batch = [o[1] for o in batch if not o[2]]
                 if not batch: continue
                 batch = torch.stack(batch)
-            def encode(size): return torch.cat([model.encode_image(part.to(device)).float() for part in batch.split(size)])
+            def encode(size): return torch.cat([model.encode_image(place(part)).float() for part in batch.split(size)])
             found, size = fit_memory(encode, size)
             rows.append(unit_rows(found, 'image_features'))
     if not rows: raise ValueError(f"none of the {len(data)} images could be opened")
@@ -235,30 +254,39 @@ def encode_images(
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens
 def _text_tower(model): return getattr(model, 'text', model)  # open_clip.CLIP carries the parts of its text tower itself
 
+def _pool(tower): return getattr(tower, 'text_pool_type', getattr(tower, 'pool_type', None))
+
 def can_cut(
     model, # open_clip model
 )->bool: # True if shorter token rows give the same features
     "Whether padding behind the end token can be left away: a causal mask, and the end token read out"
     t = _text_tower(model)
-    pool = getattr(t, 'text_pool_type', getattr(t, 'pool_type', None))
-    return getattr(t, 'attn_mask', None) is not None and getattr(t, 'cls_emb', None) is None and pool in ('argmax', 'eos') and hasattr(t, 'token_embedding')
+    return getattr(t, 'attn_mask', None) is not None and getattr(t, 'cls_emb', None) is None and _pool(t) in ('argmax', 'eos') and hasattr(t, 'token_embedding')
+
+def _ends(model, tokens):
+    "Position of each row's end token"
+    t = _text_tower(model)
+    return (tokens == getattr(t, 'text_eos_id', getattr(t, 'eos_id', None))).int().argmax(1) if _pool(t) == 'eos' else tokens.argmax(1)
+
+def cut_tokens(
+    model, # open_clip model
+    tokens:torch.Tensor, # (P, L) int64, as the tokenizer gives them, on the CPU
+)->torch.Tensor: # (P, l), l <= L
+    "Only as many columns as the longest prompt has; all of them if the tower cannot be cut"
+    return tokens[:, :int(_ends(model, tokens).max()) + 1] if can_cut(model) else tokens
 
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens-encode-tokens
 def encode_tokens(
     model, # open_clip model
-    tokens:torch.Tensor, # (B, L) int64, as the tokenizer gives them
+    tokens:torch.Tensor, # (B, l) int64, whole or from cut_tokens, on the model's device
 )->torch.Tensor: # (B, D) float32, unit rows; carries gradients
-    "Text features of one batch, running a causal tower only to the last end token of the batch"
+    "Text features of one batch; a causal tower runs over the given columns and no more. The host does not wait for the device"
     if not can_cut(model): return F.normalize(model.encode_text(tokens).float(), dim=-1)
-    t = _text_tower(model)
-    eos = getattr(t, 'text_eos_id', getattr(t, 'eos_id', None))
-    by_id = getattr(t, 'text_pool_type', getattr(t, 'pool_type', None)) == 'eos'
-    end = (tokens == eos).int().argmax(1) if by_id else tokens.argmax(1)
-    n = int(end.max()) + 1
+    t, n = _text_tower(model), tokens.shape[1]
     dtype = t.transformer.get_cast_dtype()
-    x = t.token_embedding(tokens[:, :n]).to(dtype) + t.positional_embedding[:n].to(dtype)
+    x = t.token_embedding(tokens).to(dtype) + t.positional_embedding[:n].to(dtype)
     x = t.ln_final(t.transformer(x, attn_mask=t.attn_mask[:n, :n]))
-    x = x[torch.arange(len(x), device=x.device), end]
+    x = x[torch.arange(len(x), device=x.device), _ends(model, tokens)]
     if t.text_projection is not None: x = t.text_projection(x) if isinstance(t.text_projection, torch.nn.Linear) else x @ t.text_projection
     return F.normalize(x.float(), dim=-1)
 
@@ -266,9 +294,12 @@ def encode_tokens(
 @torch.no_grad()
 def encode_text(
     model, # open_clip model
-    tokens:torch.Tensor, # (P, L) int64
+    tokens:torch.Tensor, # (P, L) int64, on any device
     batch_size:int=256, # prompts in one forward pass
 )->torch.Tensor: # (P, D) float32, unit rows, on the model's device
-    "Text features of all token rows, without gradients"
-    device = next(model.parameters()).device
-    return torch.cat([encode_tokens(model, part.to(device)) for part in tokens.split(batch_size)])
+    "Text features of all token rows, without gradients: each prompt that occurs is encoded once, in company of its own length"
+    device, rows = next(model.parameters()).device, []
+    different, place = tokens.cpu().unique(dim=0, return_inverse=True)
+    order = _ends(model, different).argsort() if can_cut(model) else torch.arange(len(different))
+    for part in different[order].split(batch_size): rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
+    return torch.cat(rows)[order.argsort()[place].to(device)]
