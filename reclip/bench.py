@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEMORY', 'STAGES', 'CASES', 'app', 'Repeats', 'Device', 'Threads', 'Seed', 'Output', 'Baseline', 'ModelName',
            'synthetic_features', 'propagation_stages', 'resident', 'measured', 'stopwatch', 'SyntheticImages',
-           'versions', 'command_line', 'measure', 'add_row', 'read_rows', 'slope', 'Method', 'propagation',
-           'adaptation', 'encoding', 'plan', 'all_', 'one']
+           'versions', 'command_line', 'measure', 'add_row', 'read_rows', 'slope', 'provenance', 'Method',
+           'propagation', 'adaptation', 'encoding', 'plan', 'all_', 'one']
 
 # %% ../nbs/13_bench.ipynb #bench-export-imports
 import ctypes
@@ -279,10 +279,12 @@ def _machine(settings):
 
 def command_line(
     case:str, # one of CASES
-    settings:dict, # all options of its command
+    settings:dict, # all options of its command; a list for one that is repeated
 )->str: # a line for a shell
-    "The command that makes a row again"
-    def option(k, v): return [f'--{k}' if v else f'--no-{k}'] if isinstance(v, bool) else [f'--{k.replace("_", "-")}', str(v)]
+    "The command that makes a row again, or several"
+    def option(k, v):
+        if isinstance(v, bool): return [f'--{k}' if v else f'--no-{k}']
+        return [word for o in (v if isinstance(v, list) else [v]) for word in (f'--{k.replace("_", "-")}', str(o))]
     return shlex.join(['reclip', 'bench', case, *(word for k, v in settings.items() for word in option(k, v))])
 
 def measure(
@@ -335,6 +337,22 @@ def slope(
     "Least-squares exponent in log-log"
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
+def provenance(
+    rows:list[dict], # what a figure shows
+)->str: # a few lines: commands, machines, versions, seeds, dates
+    "What to print under a figure"
+    groups, repeated = {}, dict(propagation='n', encoding='batch_size')
+    for r in rows:
+        key = repeated.get(r['name'])
+        groups.setdefault((r['name'], key, json.dumps({k: v for k, v in r['settings'].items() if k != key})), []).append(r['settings'].get(key))
+    lines = [command_line(name, ({key: values} if key else {}) | json.loads(rest)) for (name, key, rest), values in groups.items()]
+    machines = dict.fromkeys(f"{m['gpu'] or m['processor']}, {m['threads']} threads of {m['cores']} cores, {(m['memory_bytes'] or 0) / 1e9:.0f} GB" for m in (r['machine'] for r in rows))
+    busy = max(r['machine']['load'] for r in rows)
+    about = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in rows)
+    dates, seeds = sorted(r['date'][:10] for r in rows), sorted({r['seed'] for r in rows})
+    return '\n'.join([*lines, 'machine: ' + '; '.join(machines) + (f'; other work on it: load average up to {busy:.1f} when a measurement began' if busy > .5 else ''), 'versions: ' + '; '.join(about),
+                      f"seed: {', '.join(map(str, seeds))}; repeats: {', '.join(map(str, sorted({r['settings']['repeats'] for r in rows})))}; measured: {dates[0]}" + (f' to {dates[-1]}' if dates[-1] != dates[0] else '')])
+
 # %% ../nbs/13_bench.ipynb #bench-options
 app = typer.Typer(name='bench', no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']),
     help='Measure time, memory and agreement; ours and the released steps in turns, each in a process of its own. One JSON row a measurement.')
@@ -382,7 +400,7 @@ def propagation(n:Annotated[list[int], _option('--n', min=1, help='Images; may b
     settings, output = _common(dict(neighbors=neighbors, alpha=alpha, max_iter=max_iter, tol=tol, method=method.value, baseline=baseline, repeats=repeats, device=device, threads=threads, seed=seed, output=output))
     if not 0 < alpha < 1: raise ValueError(f'alpha: expected a number between 0 and 1, both excluded, got {alpha}')
     for a, b in product(n, m):
-        need, most = 50 * (a + b)**2, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        need, most = 30 * (a + b)**2, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         if baseline and need > most: raise ValueError(f'n: the released steps need about {need / 1e9:,.0f} GB for n = {a:,}, and this machine has {most / 1e9:,.0f} GB; choose a smaller n, or pass --no-baseline')
         if baseline and a + b <= neighbors: raise ValueError(f'n: the released steps need more than {neighbors} nodes, got {a + b}')
     for b, a in product(m, n): _give(measure('propagation', dict(n=a, m=b) | settings, dict(n=a, m=b, d=min(b - 1, 249))), output)
