@@ -394,8 +394,8 @@ def _common(settings):
 
 def _tell(row):
     "One line about a row"
-    other, size = row['baseline'], f'{row["settings"]["model"]} ' if 'model' in row['settings'] else ''
-    line = f'{row["name"]} {size}n={row["n"]:,} m={row["m"]}: {row["total"]:.2f} s, {row["peak_bytes"] / 1e6:.0f} MB'
+    other, size, classes = row['baseline'], f'{row["settings"]["model"]} ' if 'model' in row['settings'] else '', f' m={row["m"]:,}' if row['m'] else ''
+    line = f'{row["name"]} {size}n={row["n"]:,}{classes}: {row["total"]:.2f} s, {row["peak_bytes"] / 1e6:.0f} MB'
     return line + (f'; released {other["seconds"]:.2f} s, {other["peak_bytes"] / 1e6:.0f} MB; ratio {row["ratio"]:.1f}, agreement {other["agreement"]:.4f}' if other else '')
 
 def _give(row, output):
@@ -446,13 +446,15 @@ def encoding(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', m
 # %% ../nbs/13_bench.ipynb #bench-all
 def plan(
     full:bool, # sizes to be quoted, or small ones
+    device:str='cpu', # on a GPU, real architectures too
 )->list[tuple]: # (command, options)
     "What the pages draw"
     if not full: return [(propagation, dict(n=[500, 1_000, 2_000], m=[100], repeats=1)), (propagation, dict(n=[4_000, 8_000], m=[100], baseline=False, repeats=1)), (propagation, dict(n=[4_000], m=[10, 30], baseline=False, repeats=1)),
                          (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1))]
     return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
-            (adaptation, dict(repeats=3)), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3))]
+            (adaptation, dict(repeats=3)), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)),
+            *((function, dict(model=model) | options) for model in ('ViT-B-32', 'ViT-L-14') for function, options in ((adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)), (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1))) if device == 'cuda')]
 
 @_command
 def all_(output:Annotated[Path, _option('--output', '-o', help='Folder of row files; those of this device are begun anew.')]=Path('nbs/benchmarks/rows'), full:Annotated[bool, _option('--full/--quick', help='Sizes to be quoted, in about half an hour on two cores, or small ones in a few minutes.')]=False,
@@ -461,7 +463,7 @@ def all_(output:Annotated[Path, _option('--output', '-o', help='Folder of row fi
     settings, _ = _common(dict(device=device, threads=threads, seed=seed, output=None))
     output.mkdir(parents=True, exist_ok=True)
     begun = set()
-    for function, options in plan(full):
+    for function, options in plan(full, settings['device']):
         path = output / f'{function.__name__}-{settings["device"]}.jsonl'
         if path not in begun: path.unlink(missing_ok=True); begun.add(path)
         function(**options, **settings, output=path)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
+from open_clip.transformer import LayerNormFp32
 from scipy.sparse.linalg import cg
 from torch.utils.data import DataLoader
 from .clip import ImageDataset
@@ -86,7 +87,10 @@ def _students(model, lr, half):
     "Two whole models, and an optimizer for the norm layers of one tower of each"
     if not hasattr(model, 'transformer') or not hasattr(model, 'ln_final'): raise ValueError(f"{type(model).__name__} has no text tower of OpenAI's kind, which is all that the released script knows; compare with a ViT or RN model of open_clip")
     t, v = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
-    if half: convert_weights_to_lp(t, torch.float16), convert_weights_to_lp(v, torch.float16)
+    for o in (t, v) if half else ():
+        convert_weights_to_lp(o, torch.float16)                                # matrices only
+        for m in o.modules():
+            if isinstance(m, torch.nn.LayerNorm): m.__class__ = LayerNormFp32  # norm layers compute in float32, as OpenAI's do
     params = _norms([t.transformer, t.ln_final]), _norms([v.visual])
     for p in (*params[0], *params[1]): p.requires_grad_(True)
     return t, v, [torch.optim.SGD(o, lr, momentum=.9, weight_decay=1e-4) for o in params]

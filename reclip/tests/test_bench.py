@@ -55,6 +55,17 @@ def test_commands_of_the_others_make_them_again(case, options, monkeypatch):
     assert seen[0] == seen[1] and str(options[1]) in map(str, seen[0].values())
 
 
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_all_rows_of_the_pages_have_commands(device, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, '_common', lambda settings: (settings | dict(device=device, threads=1), settings.pop('output')))
+    monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings)) or {})
+    for full in (False, True):
+        for function, options in bench.plan(full, device): function(**options, device=device)
+    assert {o[0] for o in seen} == set(bench.CASES) and {o[1]['n'] for o in seen if o[0] == 'propagation'} >= {1_000, 10_000, 1_000_000}
+    assert max(o[1]['n'] for o in seen if o[1].get('baseline')) == 10_000 and any(o[1].get('model') == 'ViT-L-14' for o in seen) == (device == 'cuda')
+
+
 def test_rows_are_appended_whole(made, tmp_path, monkeypatch):
     row, path = json.loads(made.read_text()), tmp_path / 'rows.jsonl'
     bench.add_row(row, path)
@@ -90,6 +101,22 @@ def test_the_bench_times_the_loop_that_the_tests_compare_with():
     again = released.run(model, demo.demo_digits()[0][:60], tokenizer, demo.class_names, demo.templates, 1, 'official', preprocess)
     assert torch.equal(again.logits[-1].argmax(1), others)
     assert not hasattr(selftrain.train_epoch, '__wrapped__')                                              # the clocks are gone
+
+
+def test_the_released_loop_with_matrices_in_half_precision():
+    "As it runs on a GPU: norm layers stay in float32 and move"
+    model, preprocess, tokenizer = demo.demo_clip()
+    full, half = (released.run(model, demo.demo_digits()[0][:40], tokenizer, demo.class_names, demo.templates[:1], 1, 'official', preprocess, half=o) for o in (False, True))
+    assert half.logits[-1].dtype == torch.float16 and (half.logits[-1].argmax(1) == full.logits[-1].argmax(1)).float().mean() > .9
+    assert half.losses[0] == pytest.approx(full.losses[0], rel=.1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_rows_of_a_gpu(tmp_path):
+    for args in (['propagation', '--n', 2_000, '--m', 20], ['adaptation', '--n', 200, '--epochs', 1], ['encoding', '--n', 64]):
+        assert call(*args, '--repeats', 1, '--device', 'cuda', '-o', tmp_path / 'rows.jsonl').exit_code == 0
+    for row in bench.read_rows(tmp_path): assert row['machine']['gpu'] and row['peak_bytes'] > 0 and (not row['baseline'] or row['baseline']['agreement'] > .97)
 
 
 def test_a_stage_does_not_count_what_another_one_within_it_takes():
