@@ -113,7 +113,7 @@ class ReCLIP(BaseEstimator):
         descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
         encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
         precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-        neighbors:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
+        search:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
         grad_checkpointing:bool=False, # train in less memory, about a third slower
         compile:bool=False, # let torch.compile make one program of the image tower
         num_workers:int=0, # processes that open images
@@ -127,7 +127,7 @@ class ReCLIP(BaseEstimator):
         self.epochs, self.batch_size, self.lr_text, self.lr_image = epochs, batch_size, lr_text, lr_image
         self.momentum, self.weight_decay, self.logit_scale, self.recipe = momentum, weight_decay, logit_scale, recipe
         self.descriptions, self.encode_batch_size, self.precision = descriptions, encode_batch_size, precision
-        self.neighbors, self.grad_checkpointing, self.compile = neighbors, grad_checkpointing, compile
+        self.search, self.grad_checkpointing, self.compile = search, grad_checkpointing, compile
         self.num_workers, self.seed, self.verbose = num_workers, seed, verbose
 
     @classmethod
@@ -171,7 +171,8 @@ class ReCLIP(BaseEstimator):
         found, centroids = torch.full((len(x),), -1), text
         if propagate:
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
-            found, *sure = propagate_labels(x, text, projection_basis(text, self.projection, self._max_dim()), self.n_neighbors, self.alpha, max_iter, self.tol, self.neighbors)
+            on, basis = next(model.parameters()).device, projection_basis(text, self.projection, self._max_dim())
+            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, self.n_neighbors, self.alpha, max_iter, self.tol, self.search))
             labels, confidence, probability = (torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability)))      # zero-shot where nothing arrived
             centroids = class_centroids(x, found, text, text)
         self.labels_, self.confidence_, self.probability_, self.image_features_ = labels, confidence, probability, x

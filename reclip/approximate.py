@@ -15,7 +15,7 @@ log = logging.getLogger('reclip')
 def _index(v, seed):
     "An inverted file of the rows, and how many cells it has"
     try: import faiss
-    except ModuleNotFoundError as e: raise ModuleNotFoundError("approximate neighbours need faiss: pip install 'reclip-torch[faiss]'; or use neighbors='exact'") from e
+    except ModuleNotFoundError as e: raise ModuleNotFoundError("approximate neighbours need faiss: pip install 'reclip-torch[faiss]'; or use search='exact'") from e
     faiss.omp_set_num_threads(torch.get_num_threads())
     n, cells = len(v), max(1, min(int(4 * len(v)**.5), len(v) // 40))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(v.shape[1]), v.shape[1], cells, faiss.METRIC_INNER_PRODUCT)

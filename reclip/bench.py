@@ -368,7 +368,7 @@ def provenance(
 # %% ../nbs/13_bench.ipynb #bench-options
 app = typer.Typer(name='bench', no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']),
     help='Measure time, memory and agreement; ours and the released steps in turns, each in a process of its own. One JSON row a measurement.')
-_command = functools.partial(command, group=app, prefix='reclip bench')
+_command = functools.partial(command, group=app, prefix='bench ')
 
 class Method(str, Enum):
     "How neighbours are found"

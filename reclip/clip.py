@@ -18,8 +18,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
+from .devices import alike, default_device, everyone, gather_rows, share, together, world
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
 def _check_name(
@@ -56,10 +57,10 @@ def _why_not_loaded(error):
 def load_clip(
     model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, or `"demo"` for the model that ships with this package
     pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; not used by `"demo"` and `"hf-hub:..."`
-    device:str|torch.device|None=None, # default: `"cuda"` if there is one, else `"cpu"`
+    device:str|torch.device|None=None, # default: default_device
 )->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W) float32; list of str -> (B, L) int64
     "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a checkpoint. Checkpoints that carry code are refused"
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device or default_device()
     if model == 'demo':
         from reclip.demo import demo_clip
         return demo_clip(device)
@@ -212,7 +213,7 @@ def placer(
     layout = torch.channels_last if convolutions > 1 else torch.contiguous_format        # a transformer has one, for its patches
     return lambda images: images.to(device, non_blocking=True, memory_format=layout)
 
-# %% ../nbs/01_clip.ipynb #clip-encode-images
+# %% ../nbs/01_clip.ipynb #clip-encode-rows
 class _Careful(Dataset):
     "Position, tensor and reason: a reason instead of a tensor where an image cannot be opened"
     def __init__(self, data): self.data = data
@@ -222,20 +223,9 @@ class _Careful(Dataset):
         except UnreadableImage as e: return i, None, str(e)
 
 @torch.no_grad()
-def encode_images(
-    model, # open_clip model
-    images, # what ImageDataset takes, or one
-    preprocess=None, # the model's own, for images that are not tensors
-    batch_size:int|None=None, # images in one forward pass; default: 256; halved when memory runs out
-    num_workers:int=0, # processes that open and preprocess images
-    progress:bool=False, # show a bar
-    precision:str='float32', # of the image tower, see mixed
-    unreadable:Callable|None=None, # receives position and reason of an image that cannot be opened, which then has no row; default: raise UnreadableImage
-)->torch.Tensor: # (N, D) float32, unit rows, on the model's device; (0, D) is never returned: `ValueError` if nothing could be opened
-    "Image features of all images, in their order"
-    data = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess)
-    device = next(iter(model.parameters())).device
-    rows, size = [], batch_size or 256
+def _encode_rows(model, data, size, num_workers, progress, precision, unreadable):
+    "Features of the images of `data` that can be opened; None if there are none"
+    device, rows = next(iter(model.parameters())).device, []
     loader, place = image_loader(data if unreadable is None else _Careful(data), device, num_workers, batch_size=size, collate_fn=None if unreadable is None else list), placer(model, device)
     with mixed(device, precision), tqdm(desc='encode images', total=len(data), unit='image', disable=not progress, leave=False) as bar:
         for batch in loader:
@@ -248,8 +238,30 @@ def encode_images(
             def encode(size): return torch.cat([model.encode_image(place(part)).float() for part in batch.split(size)])
             found, size = fit_memory(encode, size)
             rows.append(unit_rows(found, 'image_features'))
-    if not rows: raise ValueError(f"none of the {len(data)} images could be opened")
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else None
+
+# %% ../nbs/01_clip.ipynb #clip-encode-images
+@torch.no_grad()
+def encode_images(
+    model, # open_clip model
+    images, # what ImageDataset takes, or one
+    preprocess=None, # the model's own, for images that are not tensors
+    batch_size:int|None=None, # images in one forward pass; default: 256; halved when memory runs out
+    num_workers:int=0, # processes that open and preprocess images
+    progress:bool=False, # show a bar
+    precision:str='float32', # of the image tower, see mixed
+    unreadable:Callable|None=None, # receives position and reason of an image that cannot be opened, which then has no row; default: raise UnreadableImage
+)->torch.Tensor: # (N, D) float32, unit rows, on the model's device; (0, D) is never returned: `ValueError` if nothing could be opened
+    "Image features of all images, in their order; several processes encode a share each"
+    data, settings = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess), (batch_size or 256, num_workers, progress, precision)
+    if world() == 1: found = _encode_rows(model, data, *settings, unreadable)
+    else:
+        mine, bad = share(len(data)), []
+        part, note = Subset(data, range(mine.start, mine.stop)), None if unreadable is None else lambda i, why: bad.append((mine.start + i, why))
+        found = gather_rows(together(lambda: _encode_rows(model, part, *settings, note)))
+        for i, why in (o for of in everyone(bad) for o in of): unreadable(i, why)
+    if found is None: raise alike(ValueError(f"none of the {len(data)} images could be opened"))
+    return found.to(next(iter(model.parameters())).device)
 
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens
 def _text_tower(model): return getattr(model, 'text', model)  # open_clip.CLIP carries the parts of its text tower itself
@@ -297,9 +309,11 @@ def encode_text(
     tokens:torch.Tensor, # (P, L) int64, on any device
     batch_size:int=256, # prompts in one forward pass
 )->torch.Tensor: # (P, D) float32, unit rows, on the model's device
-    "Text features of all token rows, without gradients: each prompt that occurs is encoded once, in company of its own length"
+    "Text features of all token rows, without gradients: each prompt that occurs is encoded once, in company of its own length, and by one process"
     device, rows = next(model.parameters()).device, []
     different, place = tokens.cpu().unique(dim=0, return_inverse=True)
     order = _ends(model, different).argsort() if can_cut(model) else torch.arange(len(different))
-    for part in different[order].split(batch_size): rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
-    return torch.cat(rows)[order.argsort()[place].to(device)]
+    order = torch.cat([order[r::world()] for r in range(world())])              # each process has short and long ones
+    mine = different[order[share(len(order))]]
+    if len(mine): rows = [encode_tokens(model, cut_tokens(model, part).to(device)) for part in mine.split(batch_size)]
+    return gather_rows(torch.cat(rows) if rows else None).to(device)[order.argsort()[place].to(device)]

@@ -87,11 +87,11 @@ def neighbor_graph(
     nodes, # (n, d), rows of any length but zero: class texts first, then images
     n_neighbors:int=20, # k
     block_size:int|None=None, # see nearest_neighbors
-    neighbors:str='auto', # `"exact"`, `"approximate"` (see approximate_neighbors; needs faiss), or `"auto"`: approximate above EXACT_UP_TO nodes if there is no GPU and faiss is installed
+    search:str='auto', # `"exact"`, `"approximate"` (see approximate_neighbors; needs faiss), or `"auto"`: approximate above EXACT_UP_TO nodes if there is no GPU and faiss is installed
 )->torch.Tensor: # S (n, n) sparse CSR
     "The normalised graph of the k nearest neighbours"
-    if neighbors not in ('auto', 'exact', 'approximate'): raise ValueError(f"neighbors: expected 'auto', 'exact' or 'approximate', got {neighbors!r}")
-    if neighbors == 'auto' and len(nodes) > EXACT_UP_TO and not (isinstance(nodes, torch.Tensor) and nodes.is_cuda): neighbors = 'approximate' if find_spec('faiss') else 'exact'
-    if neighbors != 'approximate': return normalize_graph(affinity_graph(*nearest_neighbors(nodes, n_neighbors, block_size)))
+    if search not in ('auto', 'exact', 'approximate'): raise ValueError(f"search: expected 'auto', 'exact' or 'approximate', got {search!r}")
+    if search == 'auto' and len(nodes) > EXACT_UP_TO and not (isinstance(nodes, torch.Tensor) and nodes.is_cuda): search = 'approximate' if find_spec('faiss') else 'exact'
+    if search != 'approximate': return normalize_graph(affinity_graph(*nearest_neighbors(nodes, n_neighbors, block_size)))
     from reclip.approximate import approximate_neighbors
     return normalize_graph(affinity_graph(*approximate_neighbors(nodes, n_neighbors)[:2]))

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 from .clip import UnreadableImage, encode_images, open_image, unit_rows
+from .devices import alike
 
 # %% ../nbs/08_images.ipynb #images-image-files
 class Place(NamedTuple):
@@ -179,6 +180,7 @@ def encode_readable(
     preprocess, # the model's own
     skipped:Sequence[Skipped]=(), # what find_images skipped; its unreadable ones count
     max_unreadable:float=.1, # share in [0, 1] above which it stops
+    encode=encode_images, # or what gives the same, such as encode_cached of page 08b
     **settings, # of encode_images: batch_size, num_workers, precision, progress
 )->tuple[torch.Tensor, ImageFiles, list[Skipped]]: # (N, D) float32 unit rows on the model's device; their files; all that was skipped
     "Features of all images that can be opened; `ValueError` if too many cannot"
@@ -191,11 +193,11 @@ def encode_readable(
         wrong = [o for o in skipped if o.kind == 'unreadable']
         total = len(files) + len(wrong) - len(bad)
         if len(wrong) > max_unreadable * total and (final or len(wrong) > 100):
-            raise ValueError(f"{len(wrong):,} of {total:,} images cannot be opened, more than max_unreadable={max_unreadable:.0%}; the first: {wrong[0].path}: {wrong[0].reason}")
+            raise alike(ValueError(f"{len(wrong):,} of {total:,} images cannot be opened, more than max_unreadable={max_unreadable:.0%}; the first: {wrong[0].path}: {wrong[0].reason}"))
     def note(i, why): unreadable(i, why); check(False)
-    try: features = encode_images(model, files, preprocess, unreadable=note, **settings)
+    try: features = encode(model, files, preprocess, unreadable=note, **settings)
     except ValueError as e:
-        if len(bad) == len(files): raise ValueError(f"none of {len(files):,} images can be opened; the first: {skipped[-len(bad)].path}: {skipped[-len(bad)].reason}") from e
+        if len(bad) == len(files): raise alike(ValueError(f"none of {len(files):,} images can be opened; the first: {skipped[-len(bad)].path}: {skipped[-len(bad)].reason}")) from e
         raise
     check(True)
     return features, files.keep([i for i in range(len(files)) if i not in bad]), skipped

@@ -148,14 +148,14 @@ def propagate_labels(
     alpha:float=.99, # how much is passed on
     max_iter:int=100, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
-    neighbors:str='auto', # see neighbor_graph
+    search:str='auto', # see neighbor_graph
 )->Summary: # `(pseudo_labels, confidence, probability)`
     "Pseudo-labels in a given projection space; memory grows with N and not with N times M"
-    return summarize(propagate_blocks(*_graph(image_features, text_features, basis, n_neighbors, neighbors), alpha, max_iter, tol))
+    return summarize(propagate_blocks(*_graph(image_features, text_features, basis, n_neighbors, search), alpha, max_iter, tol))
 
-def _graph(image_features, text_features, basis, n_neighbors, neighbors):
+def _graph(image_features, text_features, basis, n_neighbors, search):
     "The graph in a projection space, and the number of classes"
-    return neighbor_graph(torch.cat([project(text_features, basis), project(image_features, basis)]), n_neighbors, neighbors=neighbors), len(text_features)
+    return neighbor_graph(torch.cat([project(text_features, basis), project(image_features, basis)]), n_neighbors, search=search), len(text_features)
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-label-features
 def label_features(
@@ -167,12 +167,12 @@ def label_features(
     max_iter:int=100, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
     max_dim:int|None=None, # see projection_basis
-    neighbors:str='auto', # see neighbor_graph
+    search:str='auto', # see neighbor_graph
 )->PseudoLabels: # `(pseudo_labels, confidence, scores)`
     "Label images by their features alone: training-free ReCLIP (stages 1 and 2). `ValueError` says what is wrong with the input"
     x, t = unit_rows(image_features, 'image_features'), unit_rows(text_features, 'text_features')
     if x.shape[1] != t.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide and text_features {t.shape[1]}; both must come from the same model")
     if len(t) < 2: raise ValueError(f"text_features: got {len(t)} class; with one class every image has the same label, so there is nothing to decide. Pass two or more")
     t = t.to(x)
-    scores = propagate(*_graph(x, t, projection_basis(t, projection, max_dim), n_neighbors, neighbors), alpha, max_iter, tol)
+    scores = propagate(*_graph(x, t, projection_basis(t, projection, max_dim), n_neighbors, search), alpha, max_iter, tol)
     return PseudoLabels(scores_to_labels(scores), scores_to_confidence(scores), scores)

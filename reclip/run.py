@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 import numpy as np
 import open_clip
@@ -26,7 +27,9 @@ from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from .adapt import ReCLIP, fingerprint
+from .cache import encode_cached
 from .clip import PRECISIONS
+from .devices import from_first, is_first, node_first, on_first, together, world
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
@@ -203,9 +206,14 @@ def _finish(work, output):
             raise
 
 # %% ../nbs/09_run.ipynb #run-steps
-def _frozen(clip, images, work, max_unreadable):
-    "Features of the pretrained tower, files and skipped ones; read back if an earlier attempt left them"
-    kept = work / 'frozen.safetensors'
+def _encode(clip, files, skipped, max_unreadable, cache):
+    "Features of the pretrained tower, files that could be opened, and all that was skipped"
+    model, preprocess, _ = clip._clip()
+    with borrowed(model):
+        return encode_readable(model, files, preprocess, skipped, max_unreadable, partial(encode_cached, cache=cache), batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+
+def _look(clip, images, kept):
+    "Features of the pretrained tower if somebody has computed them already, names, files and skipped ones"
     if str(images).lower().endswith(FEATURE_SUFFIXES) and isinstance(images, (str, os.PathLike)):
         features, width = read_features(images), clip._zero_shot_texts().shape[1]
         if features.shape[1] != width: raise ValueError(f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them")
@@ -221,32 +229,59 @@ def _frozen(clip, images, work, max_unreadable):
         if come: raise ValueError(f"{len(come)} images have come since the unfinished run was begun, such as {come[0]}; take them away, or begin again with overwrite=True (--overwrite)")
         log.info('found the features of %s images from before', f"{len(about['names']):,}")
         files = files.keep([rows[o] for o in about['names']])
-        return tensors['frozen'], files.names, files, [Skipped(*o) for o in about['skipped']]
+        return tensors['frozen'].clone(), files.names, files, [Skipped(*o) for o in about['skipped']]     # clone: rows of a mapped file lie where the last bit of a product may differ
     log.info('%s images found, %s skipped', f'{len(files):,}', f'{len(skipped):,}')
-    model, preprocess, _ = clip._clip()
-    with borrowed(model):
-        features, files, skipped = encode_readable(model, files, preprocess, skipped, max_unreadable, batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+    return None, files.names, files, skipped
+
+def _frozen(clip, images, work, max_unreadable, cache):
+    "Features of the pretrained tower, names, files and skipped ones; the first process searches and writes"
+    kept, features = work / 'frozen.safetensors', None
+    def look():
+        nonlocal features
+        features, *rest = _look(clip, images, kept)
+        return features is not None, *rest
+    known, names, files, skipped = on_first(look)
+    if known: return from_first(features), names, files, skipped
+    features, files, skipped = _encode(clip, files, skipped, max_unreadable, cache)
     features = features.cpu()
-    _tensors(kept, dict(frozen=features), names=[show_path(o) for o in files.names], skipped=[list(o) for o in skipped])
+    on_first(lambda: _tensors(kept, dict(frozen=features), names=[show_path(o) for o in files.names], skipped=[list(o) for o in skipped]))
     return features, files.names, files, skipped
 
 def _fit(clip, method, features, files, work):
     "The chosen method, going on from the last finished epoch if there is one"
     if method != 'adapt' or files is None: return clip.fit_features(features, propagate=method != 'zeroshot')
-    path, state = work / 'checkpoint.safetensors', None
-    if path.is_file():
+    path = work / 'checkpoint.safetensors'
+    def last():
+        if not path.is_file(): return None
         tensors, about = _read_tensors(path)
-        state = TrainingState(tensors, about['history'], about['trained'])
-        log.info('going on after epoch %d', len(state.history))
-    def keep(state): _tensors(path, state.tensors, history=state.history, trained=state.trained)
-    return clip.fit(files, frozen_features=features, state=state, keep=keep)
+        log.info('going on after epoch %d', len(about['history']))
+        return TrainingState(tensors, about['history'], about['trained'])
+    def keep(state): on_first(lambda: _tensors(path, state.tensors, history=state.history, trained=state.trained))
+    return clip.fit(files, frozen_features=features, state=on_first(last), keep=keep)
 
 def machine(
     device:torch.device, # that was used
 )->dict: # plain values
-    "What ran it: system, processor, threads and GPU"
+    "What ran it: system, processor, threads, processes and GPU"
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return dict(system=platform.platform(), processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), device=str(device), gpu=gpu)
+    return dict(system=platform.platform(), processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), processes=world(), device=str(device), gpu=gpu)
+
+# %% ../nbs/09_run.ipynb #run-prepare
+def _prepare(images, classes, model, pretrained, templates, method, max_unreadable, settings):
+    "The estimator with its model, and what distinguishes this run from others; refuses what cannot work"
+    if method not in METHODS: raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(max_unreadable, (int, float)) or not 0 <= max_unreadable <= 1: raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable!r}")
+    words = read_classes(classes)
+    if pretrained and os.path.isfile(pretrained): pretrained = os.path.abspath(pretrained)
+    clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, **settings)
+    _check_settings(clip)
+    source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
+    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
+    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers')}
+    begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
+    if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
+    clip._clip()
+    return clip, begun
 
 # %% ../nbs/09_run.ipynb #run-adapt
 def adapt(
@@ -261,39 +296,33 @@ def adapt(
     resume:bool=False, # go on with an unfinished run of the same settings, if there is one
     overwrite:bool=False, # replace a run that stands there
     progress:bool=True, # show bars
+    cache:str|os.PathLike|None='auto', # folder where features of the pretrained tower stay for later runs, None for none, or `"auto"`, see cache_folder
     **settings, # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 )->pd.DataFrame: # predictions, one row per image, as in `predictions.csv`
     "From images and words to a run. `ValueError`, `FileNotFoundError` or `FileExistsError` says what is wrong before any work is done"
-    started, clock = datetime.now().astimezone(), time.perf_counter()
-    if method not in METHODS: raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if not isinstance(max_unreadable, (int, float)) or not 0 <= max_unreadable <= 1: raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable!r}")
-    words, output = read_classes(classes), Path(output)
-    if pretrained and os.path.isfile(pretrained): pretrained = os.path.abspath(pretrained)
-    clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, verbose=progress, **settings)
-    _check_settings(clip)
-    source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
-    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
-    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers')}
-    begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
-    if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
-    net, _, _ = clip._clip()
-    if method != 'zeroshot': projection_basis(clip._zero_shot_texts(), clip.projection, clip._max_dim())      # too few distinct words show here, not after encoding
-    if (work := _open_output(output, begun, resume, overwrite)) is None:
+    started, clock, output, shown = datetime.now().astimezone(), time.perf_counter(), Path(output), progress and is_first()
+    clip, begun = node_first(lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, dict(verbose=shown) | settings))
+    if method != 'zeroshot':
+        text = clip._zero_shot_texts()
+        together(lambda: projection_basis(text, clip.projection, clip._max_dim()))      # too few distinct words show here, not after encoding
+    if (work := on_first(lambda: _open_output(output, begun, resume, overwrite))) is None:
         log.info('%s is finished already', output)
-        return read_predictions(output)
-    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable)
+        return on_first(lambda: read_predictions(output))
+    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable, cache)
     except BaseException:
-        if not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
+        if is_first() and not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
         raise
     encoded = time.perf_counter()
     if files is None and method == 'adapt': method = 'training-free'; log.info('features have no images to train on: training-free')
     _fit(clip, method, features, files, work)
     fitted, table = time.perf_counter(), predictions(clip, names)
     about = dict(method=method, begun=begun, images=begun['images'], features=files is None, classes=[o if isinstance(o, str) else o[0] for o in clip.class_names], n_images=len(names), n_skipped=len(skipped),
-                 n_unreadable=sum(o.kind == 'unreadable' for o in skipped), started=started.isoformat(timespec='seconds'), machine=machine(next(net.parameters()).device),
+                 n_unreadable=sum(o.kind == 'unreadable' for o in skipped), started=started.isoformat(timespec='seconds'), machine=machine(next(clip._clip()[0].parameters()).device),
                  seconds=dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(time.perf_counter() - clock, 2)))
-    _write_results(work, clip, table, skipped, features, about)
-    _finish(work, output)
+    def finish():
+        _write_results(work, clip, table, skipped, features, about)
+        _finish(work, output)
+    on_first(finish)
     log.info('%s: %s images, %s labels changed', output, f'{len(table):,}', f'{int(table.changed.sum()):,}')
     return table
 
@@ -317,21 +346,22 @@ def predict(
     max_unreadable:float=.1, # share of images in [0, 1] that may be unreadable
     device:str|None=None, # default: `"cuda"` if there is one, else `"cpu"`
     progress:bool=True, # show bars
+    cache:str|os.PathLike|None='auto', # see adapt
     **settings, # of ReCLIP that may differ from the run: encode_batch_size, num_workers, precision
 )->tuple[pd.DataFrame, torch.Tensor, list[Skipped]]: # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
     "Labels of images that were not in the run"
-    about = read_run(run)['run']
-    clip = ReCLIP.load(run, device=device).set_params(verbose=progress, **settings)
-    _check_settings(clip)
-    if isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES):
-        if about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
-        frozen, skipped = read_features(images), []
+    def prepare():
+        about, clip = read_run(run)['run'], ReCLIP.load(run, device=device).set_params(verbose=shown, **settings)
+        _check_settings(clip)
+        if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
+        return about, clip
+    shown, given = progress and is_first(), isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
+    about, clip = node_first(prepare)
+    if given:
+        frozen, skipped = together(lambda: read_features(images)), []
         adapted, names = frozen, [str(i) for i in range(len(frozen))]
     else:
-        files, skipped = find_images(images)
-        model, preprocess, _ = clip._clip()
-        with borrowed(model):
-            frozen, files, skipped = encode_readable(model, files, preprocess, skipped, max_unreadable, batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=progress)
+        frozen, files, skipped = _encode(clip, *on_first(lambda: find_images(images)), max_unreadable, cache)
         adapted, names = clip.transform(files).to(frozen) if about['method'] == 'adapt' else frozen, files.names
     return _label(clip, frozen, adapted, names) + (skipped,)
 

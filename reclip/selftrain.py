@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer
+from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
 from .zeroshot import check_templates, class_mean, class_prompts
@@ -133,6 +134,19 @@ def texts_with_gradients(
     if len(parts) == 1: return class_mean(encode_tokens(model, tokens), owner, n_classes)
     return class_mean(torch.cat([checkpoint(encode_tokens, model, part, use_reentrant=False, preserve_rng_state=False) for part in parts]), owner, n_classes)
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-parts
+def _own_classes(tokens, owner, n_classes):
+    "Prompts of the classes that this process encodes, the class of each counted from the first of them, and how many classes there are"
+    mine = share(n_classes)
+    keep = (owner >= mine.start) & (owner < mine.stop)
+    return tokens[keep], owner[keep] - mine.start, mine.stop - mine.start
+
+def _add_gradients(params):
+    "Sum over the processes, some of which had nothing to do in this step"
+    if world() == 1: return
+    for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    add_up([p.grad for p in params])
+
 # %% ../nbs/06_selftrain.ipynb #selftrain-train-epoch
 def train_epoch(
     model, # lent by borrowed; the norm parameters of both towers require gradients
@@ -152,36 +166,43 @@ def train_epoch(
     precision:str='float32', # of the towers, see mixed
     forward_size:int|None=None, # images in one forward pass, and four times as many prompts; default: the whole step; halved when memory runs out, and the gradients add up to the same
 )->dict: # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
-    "One pass over the agreeing images, both students learning side by side (paper, section 3.3)"
-    device, (tokens, owner), keep = frozen_features.device, prompts, mask.cpu()
+    "One pass over the agreeing images, both students learning side by side (paper, section 3.3); several processes take a share of each batch and of the classes"
+    labels, mask, centroids = (from_first(o) for o in (labels, mask, centroids))      # all learn from the same, to the last bit
+    device, own_prompts, params, keep = frozen_features.device, _own_classes(*prompts, len(centroids)), [p for g in optimizer.param_groups for p in g['params']], mask.cpu()
     gain = 1024. if precision == 'float16' else 1.            # lifts small gradients over float16's smallest number
     drawn = torch.randperm(len(data), generator=generator).split(batch_size)
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
-    loader, place = image_loader(data, device, num_workers, batch_sampler=[b.tolist() for b, _ in batches]), placer(model, device)
+    loader, place = image_loader(data, device, num_workers, batch_sampler=[o.tolist() for b, _ in batches if len(o := b[share(len(b))])]), placer(model, device)
     rows = torch.cat([b for b, _ in batches]).to(device).split([len(b) for b, _ in batches]) if batches else []       # one copy an epoch: a step makes the host wait for nothing
-    sums, size = torch.zeros(2, device=device), forward_size or batch_size
-    for b, (_, n_drawn), images in zip(rows, batches, loader):
+    sums, size, loaded, reached = torch.zeros(2, device=device), forward_size or batch_size, iter(loader), None
+    for b, (_, n_drawn) in zip(rows, batches):
+        mine, others = b[share(len(b))], []
+        images = next(loaded) if len(mine) else torch.empty(0)
         def gradients(size):
             optimizer.zero_grad()
-            with mixed(device, precision): text = texts_with_gradients(model, tokens, owner, len(centroids), 4 * size)
-            loss_t = F.cross_entropy(logit_scale * frozen_features[b] @ text.T, labels[b])
-            (gain * loss_t).backward()
-            loss_v = 0.
-            for part, of in zip(images.split(size), b.split(size)):
+            with mixed(device, precision): own = texts_with_gradients(model, *own_prompts, 4 * size) if own_prompts[2] else centroids[:0]
+            if not others: others.append(gather_rows(own.detach(), len(centroids)))           # once a step, however often memory runs out
+            loss_t, loss_v = F.cross_entropy(logit_scale * frozen_features[b] @ with_own(others[0], own).T, labels[b]), torch.zeros((), device=device)
+            if own_prompts[2]: (gain * loss_t).backward()
+            for part, of in zip(images.split(size), mine.split(size)) if len(mine) else ():
                 with mixed(device, precision): seen = F.normalize(model.encode_image(place(part)).float(), dim=-1)
-                share = len(of) / len(b) / (n_drawn if recipe == 'official' else 1)
-                loss = F.cross_entropy(logit_scale * seen @ centroids.T, labels[of]) * share
+                weight = len(of) / len(b) / (n_drawn if recipe == 'official' else 1)
+                loss = F.cross_entropy(logit_scale * seen @ centroids.T, labels[of]) * weight
                 (gain * loss).backward()
                 loss_v = loss_v + loss.detach()
             return torch.stack([loss_t.detach(), loss_v])
         losses, size = fit_memory(gradients, size)
+        if reached is None: reached = on_first(lambda: [p.grad is not None for p in params])     # the first has a part of everything
+        _add_gradients([p for p, has in zip(params, reached) if has])
         if gain != 1:
-            for p in (p for g in optimizer.param_groups for p in g['params'] if p.grad is not None): p.grad.div_(gain)
+            for p in (p for p in params if p.grad is not None): p.grad.div_(gain)
         optimizer.step()
         sums += losses
         if bar is not None: bar.update()
+    sums[0] /= world()                                        # each knows all of T's loss, and its part of V's
+    add_up([sums])
     loss_t, loss_v = (sums / max(len(batches), 1)).tolist() if batches else (None, None)
-    if batches and not torch.isfinite(sums).all(): raise FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image")
+    if batches and not torch.isfinite(sums).all(): raise alike(FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image"))
     return dict(steps=len(batches), loss_t=loss_t, loss_v=loss_v)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted
@@ -312,7 +333,7 @@ def adapt(
     encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
     num_workers:int=0, # processes that open images
     precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-    neighbors:str='auto', # see neighbor_graph
+    search:str='auto', # see neighbor_graph
     grad_checkpointing:bool=False, # keep less and compute again: less memory, about a third slower
     compile:bool=False, # let torch.compile make one program of the image tower; pays on long runs
     descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
@@ -329,7 +350,7 @@ def adapt(
     if epochs < 0: raise ValueError(f"epochs: expected 0 or more, got {epochs}")
     if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
-    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, neighbors=neighbors)
+    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search)
     long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
     training = cut_tokens(model, short[0]).to(device), short[1]
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256), prompts[1], M)

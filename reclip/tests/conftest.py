@@ -5,6 +5,14 @@ import torch
 from reclip import demo, encode_images, text_classifier
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+    "Features that a run keeps: in a folder of the tests, not in the user's"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('RECLIP_CACHE', str(folder := tmp_path_factory.mktemp('cache')))
+        yield folder
+
+
 @pytest.fixture(scope='session')
 def clip():
     "`(model, preprocess, tokenizer)` of the demo; tests must leave the model as it is"
