@@ -111,12 +111,13 @@ class ReCLIP(BaseEstimator):
         logit_scale:float=100., # s, already exponentiated
         recipe:str='paper', # or `"official"`, see adapt
         descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
-        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
+        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 16 images; halved when memory runs out
         precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
         search:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
         grad_checkpointing:bool=False, # train in less memory, about a third slower
         compile:bool=False, # let torch.compile make one program of the image tower
         num_workers:int=0, # processes that open images
+        keep_images:float=2., # GB of preprocessed images that may stay in memory between the epochs
         device:str|None=None, # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
         seed:int=0, # of the order of training
         verbose:bool=False, # show progress bars
@@ -128,7 +129,7 @@ class ReCLIP(BaseEstimator):
         self.momentum, self.weight_decay, self.logit_scale, self.recipe = momentum, weight_decay, logit_scale, recipe
         self.descriptions, self.encode_batch_size, self.precision = descriptions, encode_batch_size, precision
         self.search, self.grad_checkpointing, self.compile = search, grad_checkpointing, compile
-        self.num_workers, self.seed, self.verbose = num_workers, seed, verbose
+        self.num_workers, self.keep_images, self.seed, self.verbose = num_workers, keep_images, seed, verbose
 
     @classmethod
     def from_model(cls,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 'open_image', 'ImageDataset', 'out_of_memory',
-           'fit_memory', 'mixed', 'image_loader', 'placer', 'encode_shares', 'encode_images', 'can_cut', 'cut_tokens',
-           'encode_tokens', 'encode_text']
+           'fit_memory', 'mixed', 'image_loader', 'usual_batch', 'placer', 'encode_shares', 'encode_images', 'can_cut',
+           'cut_tokens', 'encode_tokens', 'encode_text']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
@@ -204,6 +204,12 @@ def image_loader(
     "Batches of images, in memory that a GPU can fetch from while it computes; no global random numbers are drawn"
     return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=torch.device(device).type == 'cuda', **settings)
 
+def usual_batch(
+    device:str|torch.device, # where the model is
+)->int: # images in one forward pass
+    "Many for a GPU, which wants to be busy; few for a CPU, whose cache is small"
+    return 16 if torch.device(device).type == 'cpu' else 256
+
 def placer(
     model, # open_clip model
     device:str|torch.device, # where it is
@@ -261,14 +267,14 @@ def encode_images(
     model, # open_clip model
     images, # what ImageDataset takes, or one
     preprocess=None, # the model's own, for images that are not tensors
-    batch_size:int|None=None, # images in one forward pass; default: 256; halved when memory runs out
+    batch_size:int|None=None, # images in one forward pass; default: see usual_batch; halved when memory runs out
     num_workers:int=0, # processes that open and preprocess images
     progress:bool=False, # show a bar
     precision:str='float32', # of the image tower, see mixed
     unreadable:Callable|None=None, # receives position and reason of an image that cannot be opened, which then has no row; default: raise UnreadableImage
 )->torch.Tensor: # (N, D) float32, unit rows, on the model's device; (0, D) is never returned: `ValueError` if nothing could be opened
     "Image features of all images, in their order; several processes encode a share each"
-    data, settings = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess), (batch_size or 256, num_workers, progress, precision)
+    data, settings = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess), (batch_size or usual_batch(next(iter(model.parameters())).device), num_workers, progress, precision)
     def encode(mine, unreadable): return _encode_rows(model, data if mine == slice(0, len(data)) else Subset(data, range(mine.start, mine.stop)), *settings, unreadable)
     return encode_shares(encode, len(data), unreadable).to(next(iter(model.parameters())).device)
 

@@ -139,7 +139,7 @@ def _check_settings(clip):
     for name in ('max_iter', 'encode_batch_size'): number(name, 1, int, none=True)
     number('epochs', 0, int, none=True); number('num_workers', 0, int); number('seed', -2**63, int); number('logit_scale', 1e-6)
     if not isinstance(clip.alpha, (int, float)) or not 0 < clip.alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {clip.alpha!r}")
-    for name in ('lr_text', 'lr_image', 'momentum', 'weight_decay', 'tol'): number(name, 0)
+    for name in ('lr_text', 'lr_image', 'momentum', 'weight_decay', 'tol', 'keep_images'): number(name, 0)
 
 def partial_folder(
     output:str|os.PathLike, # where the run shall be
@@ -280,7 +280,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
     if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
-    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'grad_checkpointing', 'compile')}
+    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'keep_images', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
     if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
     clip._clip()

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'RECIPES', 'norm_parameters', 'norm_state', 'set_norm_state', 'borrowed', 'tuned', 'agreement',
-           'class_centroids', 'texts_with_gradients', 'train_epoch', 'TrainingState', 'Adapted', 'student_logits',
-           'student_labels', 'default_epochs', 'history_row', 'training_state', 'put_training_state', 'adapt']
+           'class_centroids', 'texts_with_gradients', 'train_epoch', 'KeptImages', 'TrainingState', 'Adapted',
+           'student_logits', 'student_labels', 'default_epochs', 'history_row', 'training_state', 'put_training_state',
+           'adapt']
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-export-imports
+import mmap
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -15,9 +18,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Dataset
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer
+from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, usual_batch
 from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
@@ -185,7 +189,7 @@ def train_epoch(
     num_workers:int=0, # processes that open images
     bar=None, # tqdm bar to advance
     precision:str='float32', # of the towers, see mixed
-    forward_size:int|None=None, # images in one forward pass, and four times as many prompts; default: the whole step; halved when memory runs out, and the gradients add up to the same
+    forward_size:int|None=None, # images in one forward pass, and eight times as many prompts; default: the whole step, 32 images on a CPU; halved when memory runs out, and the gradients add up to the same
 )->dict: # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
     "One pass over the agreeing images, both students learning side by side (paper, section 3.3); several processes take a share of each batch and of the classes"
     labels, mask, centroids = (from_first(o) for o in (labels, mask, centroids))      # all learn from the same, to the last bit
@@ -194,13 +198,13 @@ def train_epoch(
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
     loader, place = image_loader(data, device, num_workers, batch_sampler=[o.tolist() for b, _ in batches if len(o := b[share(len(b))])]), placer(model, device)
     rows = torch.cat([b for b, _ in batches]).to(device).split([len(b) for b, _ in batches]) if batches else []       # one copy an epoch: a step makes the host wait for nothing
-    sums, size, loaded, reached = torch.zeros(2, device=device), forward_size or batch_size, iter(loader), None
+    sums, size, loaded, reached = torch.zeros(2, device=device), forward_size or min(batch_size, 2 * usual_batch(device)), iter(loader), None
     for b, (_, n_drawn) in zip(rows, batches):
         mine, others = b[share(len(b))], []
         images, weight = next(loaded) if len(mine) else torch.empty(0), 1 / len(b) / (n_drawn if recipe == 'official' else 1)
         def gradients(size):
             optimizer.zero_grad()
-            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 4 * size, precision)
+            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 8 * size, precision)
             loss_v = _image_gradients(model, place, images, centroids, labels[mine], logit_scale, weight, size, precision) if len(mine) else torch.zeros_like(loss_t)
             return torch.stack([loss_t, loss_v])
         losses, size = fit_memory(gradients, size)
@@ -215,6 +219,28 @@ def train_epoch(
     loss_t, loss_v = (sums / max(len(batches), 1)).tolist() if batches else (None, None)
     if batches and not torch.isfinite(sums).all(): raise alike(FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image"))
     return dict(steps=len(batches), loss_t=loss_t, loss_v=loss_v)
+
+# %% ../nbs/06_selftrain.ipynb #selftrain-kept
+class KeptImages(Dataset):
+    "Preprocessed images, of which the first ones stay in memory once they have been opened"
+    def __init__(self,
+        data:ImageDataset, # N images
+        gigabytes:float, # most memory to use; 0 or more
+        num_workers:int=0, # processes that will open images
+    ):
+        self.data, first = data, data[0]
+        size, alone = 4 * first.numel(), num_workers == 0 or multiprocessing.get_start_method() == 'fork'
+        self.room = min(len(data), int(gigabytes * 1e9 / size)) if alone else 0
+        if not self.room: return
+        self.kept = torch.frombuffer(mmap.mmap(-1, self.room * size), dtype=torch.float32).view(self.room, *first.shape)
+        self.there = torch.frombuffer(mmap.mmap(-1, self.room), dtype=torch.uint8)            # zeros at first
+
+    def __len__(self): return len(self.data)
+
+    def __getitem__(self, i:int)->torch.Tensor:
+        if i >= self.room: return self.data[i]
+        if not self.there[i]: self.kept[i], self.there[i] = self.data[i], 1
+        return self.kept[i].clone()
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted
 RECIPES = ('paper', 'official')
@@ -343,6 +369,7 @@ def adapt(
     seed:int=0, # of the order of training
     encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
     num_workers:int=0, # processes that open images
+    keep_images:float=2., # GB of preprocessed images that may stay in memory between the epochs
     precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
     search:str='auto', # see neighbor_graph
     grad_checkpointing:bool=False, # keep less and compute again: less memory, about a third slower
@@ -361,6 +388,8 @@ def adapt(
     if epochs < 0: raise ValueError(f"epochs: expected 0 or more, got {epochs}")
     if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
+    if not keep_images >= 0: raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
+    if epochs and keep_images and not isinstance(images, torch.Tensor): data = KeptImages(data, keep_images, num_workers)
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search)
     long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
     training = cut_tokens(model, short[0]).to(device), short[1]
