@@ -199,7 +199,7 @@ def _adaptation(settings, small):
     n, epochs, labels = min(settings['n'], 70) if small else settings['n'], min(settings['epochs'], 1) if small else settings['epochs'], None
     if settings['model'] == 'demo':
         from reclip import demo
-        (images, labels), names, templates = demo.demo_digits(), demo.class_names, demo.templates
+        (images, labels), names, templates = demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist(), demo.class_names, demo.templates
         images, labels = images[:n], labels[:n]
     else: images, preprocess, names, templates = SyntheticImages(n, _side(model), settings['seed']), None, open_clip.IMAGENET_CLASSNAMES[:settings['m']], TEMPLATES['simple']
     def ours():
@@ -418,13 +418,15 @@ def propagation(n:Annotated[list[int], _option('--n', min=1, help='Images; may b
     for b, a in product(m, n): _give(measure('propagation', dict(n=a, m=b) | settings, dict(n=a, m=b, d=min(b - 1, 249))), output)
 
 def _images(model, n, most):
-    "How many images; `ValueError` if the demo has fewer, or nobody knows the model"
+    "How many images; `ValueError` if there are fewer, or nobody knows the model; `FileNotFoundError` without MNIST where it is needed"
     if model != 'demo' and model not in open_clip.list_models(): raise ValueError(f'model: expected demo or a name that open_clip.list_models() shows, got {model!r}')
-    if model == 'demo' and (n or 0) > 1797: raise ValueError(f'n: the demo has 1,797 digits, got {n:,}')
+    if model == 'demo' and (n or 0) > 1797:
+        from reclip import demo
+        if n > (have := len(demo.demo_mnist()[0])): raise ValueError(f'n: scikit-learn has 1,797 digits and MNIST {have:,}, got {n:,}')
     return n or (1797 if model == 'demo' else most)
 
 @_command
-def adaptation(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', min=30, help='Images.  [default: all 1,797 digits; 10,000 made-up ones]', show_default=False)]=None, m:Annotated[int, _option('--m', min=3, max=1000, help='Classes of a named architecture.')]=100,
+def adaptation(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', min=30, help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.  [default: 1,797 digits; 10,000 made-up ones]', show_default=False)]=None, m:Annotated[int, _option('--m', min=3, max=1000, help='Classes of a named architecture.')]=100,
     epochs:Annotated[int, _option('--epochs', min=0, help='Passes over the images.')]=2, recipe:Annotated[Recipe, _option('--recipe', help='Of both sides.')]=Recipe.official, step:Annotated[int, _option('--step', min=1, help='Images in one training step.')]=64,
     precision:Annotated[Precision, _option('--precision', help='Of our towers.')]=Precision.float32, workers:Annotated[int, _option('--workers', min=0, help='Processes that open images, of both sides.')]=0,
     baseline:Baseline=True, repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
@@ -453,7 +455,8 @@ def plan(
                          (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1))]
     return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
-            (adaptation, dict(repeats=3)), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)),
+            (propagation, dict(n=[10_000, 50_000, 1_000_000], m=[100], baseline=False, max_iter=100, repeats=1)), (propagation, dict(n=[50_000], m=[1_000], baseline=False, max_iter=100, repeats=1)),
+            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)),
             *((function, dict(model=model) | options) for model in ('ViT-B-32', 'ViT-L-14') for function, options in ((adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)), (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1))) if device == 'cuda')]
 
 @_command

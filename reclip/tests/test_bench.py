@@ -83,9 +83,10 @@ def test_rows_are_appended_whole(made, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='line 1: not a row'): bench.read_rows(tmp_path)
 
 
-def test_bad_arguments_end_with_one_sentence_and_exit_code_2(tmp_path):
+def test_bad_arguments_end_with_one_sentence_and_exit_code_2(tmp_path, monkeypatch):
+    monkeypatch.setenv('RECLIP_DATA', str(tmp_path))
     for args, word in [(['propagation', '--n', 10_000_000], 'GB'), (['propagation', '--alpha', 1.5], 'alpha'), (['propagation', '--n', 5, '--m', 5], 'nodes'), (['propagation', '-o', tmp_path / 'x.csv'], '.jsonl'), (['propagation', '-o', tmp_path / 'no' / 'x.jsonl'], 'not there'),
-                       (['adaptation', '--model', 'ViT-B-23'], 'list_models'), (['adaptation', '--n', 2_000], '1,797'), (['encoding', '--device', 'tpu'], 'device'), *([] if torch.cuda.is_available() else [(['encoding', '--device', 'cuda'], 'no GPU')])]:
+                       (['adaptation', '--model', 'ViT-B-23'], 'list_models'), (['adaptation', '--n', 20_000], 'mnist_test.npz'), (['encoding', '--device', 'tpu'], 'device'), *([] if torch.cuda.is_available() else [(['encoding', '--device', 'cuda'], 'no GPU')])]:
         found = call(*args)
         assert found.exit_code == 2 and word in found.stderr and len(found.stderr.splitlines()) == 1 and found.stdout == '', (args, found.output)
     assert call('propagation', '--n', 0).exit_code == 2 and os.listdir(tmp_path) == []
