@@ -106,7 +106,7 @@ def write_table(
 
 def read_table(
     path:str|os.PathLike, # `.csv`
-    **columns:type, # those it must have: `str`, `int`, `float` or `bool`
+    columns:dict[str, type], # those it must have, and what is in each: `str`, `int`, `float` or `bool`
 )->pd.DataFrame: # these columns, and others that are there
     "A table as it was written: words stay words, also `007` and `None`; `ValueError` if it is damaged, lacks a column or holds something else in it"
     try: table = pd.read_csv(path, keep_default_na=False, dtype=columns)
@@ -123,7 +123,7 @@ def read_predictions(
 )->pd.DataFrame: # one row per image
     "`predictions.csv` as it was written; `ValueError` if it is damaged"
     path, words = Path(folder) / 'predictions.csv', ('path', 'label', 'zero_shot_label', 't_label', 'v_label', 'propagated_label')
-    table = read_table(path, confidence=float, probability=float, changed=bool, **{k: str for k in words})
+    table = read_table(path, dict(confidence=float, probability=float, changed=bool) | dict.fromkeys(words, str))
     if not len(table) or (table.label == '').any(): raise ValueError(f"{path} is damaged: expected rows with a label in each")
     return table.assign(propagated_label=table.propagated_label.replace('', None))
 
