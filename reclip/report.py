@@ -400,7 +400,7 @@ def duplicates_sheet(
     found, compared = near_duplicates(d), min(5000, len(d.rows))
     where = f'a random {compared:,} of {len(d.table):,} images' if compared < len(d.table) else f'all {compared:,} images'
     if not found: return HTML(f'<p class="note">None among {where}.</p>')
-    return HTML(f'<p>{_many(len(found), "pair")} among {where}; the nearest:</p>' + '<div class="pairs">' + ''.join(f'<div class="pair">{contact_sheet(d, [a, b], "{path}").data}<p class="note">{"the same pixels" if apart == 0 else f"{apart:.1%} apart"} at 16 \u00d7 16</p></div>' for a, b, apart in found[:most]) + '</div>')
+    return HTML(f'<p>{_many(len(found), "pair")} among {where}{"; the nearest" if len(found) > most else ""}:</p>' + '<div class="pairs">' + ''.join(f'<div class="pair">{contact_sheet(d, [a, b], "{path}").data}<p class="note">{"the same pixels" if apart == 0 else f"{apart:.1%} apart"} at 16 \u00d7 16</p></div>' for a, b, apart in found[:most]) + '</div>')
 
 def skipped_table(
     d:RunData, # from open_run

@@ -49,7 +49,7 @@ def synthetic(folder, n, m, method='training-free', features=True):
 
 
 def test_page_is_whole_and_safe(made):
-    page = report.write_report(made / 'RUN', labels='folders')
+    page = report.write_report(made / 'RUN', labels='folders', progress=False)
     text = page.read_text(encoding='utf-8')
     assert text.startswith('<!doctype html>') and text.rstrip().endswith('</html>') and 'Traceback' not in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', text) and '<script' not in text and 'url(' not in text        # self-contained, and no code in it
@@ -64,7 +64,7 @@ def test_without_labels_no_accuracy_and_nothing_of_the_run_folder_is_imported(ma
     shutil.copytree(made / 'RUN', tmp_path / 'RUN')
     marker = tmp_path / 'marker'
     for name in ('json.py', 'numpy.py', 'reclip.py', 'sitecustomize.py', 'matplotlib.py'): (tmp_path / 'RUN' / name).write_text(f'open({str(marker)!r}, "w").close(); raise SystemExit')
-    text = report.write_report(tmp_path / 'RUN').read_text(encoding='utf-8')
+    text = report.write_report(tmp_path / 'RUN', progress=False).read_text(encoding='utf-8')
     assert 'accuracy' not in text.lower() and 'could not be opened' in text
     assert not marker.exists()
 
