@@ -234,6 +234,8 @@ class ReCLIP(BaseEstimator):
     )->'ReCLIP': # fitted, ready to predict
         "Read what `save` wrote; `FileNotFoundError` or `ValueError` says what is missing or does not fit"
         tensors, config = read_folder(folder)
+        endless = [name for name, o in tensors.items() if o.is_floating_point() and not o.isfinite().all()]
+        if endless: raise ValueError(f"{folder} is damaged: {endless[0]} holds numbers that are not finite; save it again")
         try:
             self = cls(**{k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | dict(device=device))
             self.history_, expected = config['history'], config['fingerprint']

@@ -30,14 +30,16 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 from .clip import UnreadableImage
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
-from .run import log, read_predictions, read_run, whole_file
+from .run import log, read_predictions, read_run, read_table, whole_file
 
 # %% ../nbs/10_report.ipynb #report-labels
 def read_labels(
@@ -77,36 +79,51 @@ class RunData(NamedTuple):
     at:dict                  # position in `files`, by name
     labels:pd.Series|None    # (N,) for scoring, None if nobody has them
 
+def _read_features(path, n):
+    "Rows and both features of `features.safetensors`; `ValueError` if they are not those of n images"
+    try: found = load_file(path)
+    except (SafetensorError, ValueError) as e: raise ValueError(f"{path} is damaged: {e}") from e
+    rows, *both = (found.get(k, torch.empty(0)) for k in ('rows', 'frozen', 'adapted'))
+    if rows.ndim != 1 or rows.dtype != torch.int64 or not len(rows) or rows.min() < 0 or rows.max() >= n or (rows.diff() <= 0).any(): raise ValueError(f"{path} is damaged: expected rising positions of the {n:,} images as its rows")
+    if any(o.ndim != 2 or len(o) != len(rows) or o.shape != both[0].shape or not o.is_floating_point() or not o.isfinite().all() for o in both): raise ValueError(f"{path} is damaged: expected finite features of {len(rows):,} images, before and after")
+    return rows.numpy(), *(o.float() for o in both)
+
 def open_run(
     folder:str|os.PathLike, # of a finished run
     labels:str|os.PathLike|None=None, # see read_labels
     images=None, # where the images are now, if they have moved; see find_images
 )->RunData:
-    "Read a run and find its images again; if they are gone, the pictures are left out and the rest stays"
+    "Read a run and find its images again; if they are gone, the pictures are left out and the rest stays. `ValueError` or `FileNotFoundError` says which file is damaged or missing"
     folder, config = Path(folder), read_run(folder)
     table = read_predictions(folder)
-    features = load_file(folder / 'features.safetensors')
+    if len(table) != config['run']['n_images']: raise ValueError(f"{folder} is damaged: predictions.csv has {len(table):,} rows, config.json speaks of {config['run']['n_images']:,} images")
+    looks = ('agreement', 'confidence_t', 'confidence_v') if config['run']['method'] == 'adapt' else ('confidence',)
+    history = read_table(folder / 'history.csv', dict(epoch=int, changed=float) | dict.fromkeys(looks, float))
+    skipped = read_table(folder / 'skipped.csv', dict(path=str, kind=str, reason=str))
+    if not len(history): raise ValueError(f"{folder / 'history.csv'} is damaged: it has no rows")
+    features = _read_features(folder / 'features.safetensors', len(table))
     files = None
     if not config['run']['features'] or images is not None:
         try: files, _ = find_images(images if images is not None else config['run']['images'])
         except (ValueError, OSError):
             if images is not None: raise
-    def read(name): return pd.read_csv(folder / name, keep_default_na=name != 'skipped.csv')
     found = None if labels is None else read_labels(labels, table.path.tolist(), config['settings']['class_names'])
     at = {} if files is None else {show_path(n): i for i, n in enumerate(files.names)}
-    return RunData(config, table, read('history.csv'), read('skipped.csv'), features['rows'].numpy(), features['frozen'].float(), features['adapted'].float(), files, at, found)
+    return RunData(config, table, history, skipped, *features, files, at, found)
 
 # %% ../nbs/10_report.ipynb #report-style
 STYLE = '''
 :root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --blue: #2563eb; --grey: #c3c8d0 }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 12px; margin: 1em 0 } .card { border: 1px solid var(--line); border-radius: 12px; padding: 12px 16px } .card b { display: block; font-size: 1.55rem; line-height: 1.2 } .card span { color: var(--soft); font-size: .85rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(128px, calc((100% + 12px) / var(--columns) - 13px)), 1fr)); gap: 12px; margin: 1em 0 } .card { border: 1px solid var(--line); border-radius: 12px; padding: 12px 16px } .card b { display: block; font-size: 1.55rem; line-height: 1.2 } .card span { color: var(--soft); font-size: .85rem }
 ul.checks { list-style: none; padding: 0 } ul.checks li { border-left: 4px solid #f59e0b; background: #fffbeb; padding: .5em .9em; margin: .5em 0; border-radius: 0 8px 8px 0; max-width: 52em; overflow-wrap: anywhere } .fine { border-left: 4px solid #10b981; background: #ecfdf5; padding: .5em .9em; border-radius: 0 8px 8px 0 }
-table.plain, table.counts, table.matrix { border-collapse: collapse; font-size: .92rem; background: none } table.plain td, table.plain th { text-align: left; padding: .32em .9em .32em 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .9em }
-table.counts { width: 100%; max-width: 780px } table.counts th { text-align: left; font-weight: 500; padding-right: .8em; max-width: 16em; overflow-wrap: anywhere } table.counts thead th { white-space: nowrap; color: var(--soft); font-size: .82rem; text-align: right } table.counts thead th:first-child { text-align: left } td.bars { width: 55% }
+table.plain, table.counts, table.matrix { border-collapse: collapse; font-size: .92rem; background: none } table.plain td, table.plain th { text-align: left; padding: .32em .9em .32em 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; min-width: 5.5em } table.plain th { overflow-wrap: break-word; min-width: 0 } table.settings td:first-child { white-space: nowrap } table.plain td.n { text-align: right; min-width: 0 } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-left: .9em }
+table.counts { width: 100%; max-width: 780px } table.counts th { text-align: left; font-weight: 500; padding-right: .8em; max-width: 14em; overflow-wrap: break-word } table.counts thead th { white-space: nowrap; color: var(--soft); font-size: .82rem; text-align: right; padding: 0 0 0 .9em } table.counts thead th:first-child { text-align: left; padding: 0 } td.bars { width: 55% } @media (max-width: 600px) { table.counts th { max-width: 9em } td.bars { width: 28% } }
 .bar { display: block; height: 8px; border-radius: 2px; margin: 2px 0; min-width: 1px } .bar.old { background: var(--grey) } .bar.new { background: var(--blue) }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; margin: .6em 0 1em } .sheet figure { margin: 0; text-align: center } .sheet img { height: 104px !important; width: 100%; object-fit: contain; background: #f3f4f6; border-radius: 6px } .sheet img.tiny { image-rendering: pixelated }
-.sheet figcaption { font-size: .76rem; line-height: 1.25; color: var(--ink); overflow-wrap: anywhere; margin-top: 3px } .sheet .gone { display: grid; place-items: center; height: 104px; background: #f3f4f6; color: var(--soft); font-size: .75rem; border-radius: 6px } .sheet .right figcaption { color: #15803d } .sheet .wrong figcaption { color: #b91c1c }
-.wide { overflow-x: auto } table.matrix td { width: 30px; min-width: 26px; height: 26px; text-align: center; border: 1px solid var(--line); font-size: .78rem } table.matrix th { text-align: right; font-weight: 500; padding-right: .6em; font-size: .84rem; white-space: nowrap } th.turn { height: 7.5em; vertical-align: bottom; padding: 0 } th.turn span { writing-mode: vertical-rl; transform: rotate(180deg) }
+.sheet figcaption { font-size: .76rem; line-height: 1.25; color: var(--ink); overflow-wrap: anywhere; margin-top: 3px } .sheet .gone { display: grid; place-items: center; height: 104px; background: #f3f4f6; color: var(--soft); font-size: .75rem; border-radius: 6px } .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 12px; margin: .6em 0 1em } .pair { border: 1px solid var(--line); border-radius: 10px; padding: 10px } .pair .sheet { grid-template-columns: 1fr 1fr; margin: 0 } .pair .note { margin: 6px 0 0; text-align: center }
+.sheet .right figcaption { color: #15803d } .sheet .wrong figcaption { color: #b91c1c }
+ul.lines { columns: 15em; list-style: none; padding: 0; font-size: .92rem } ul.lines li { overflow-wrap: anywhere; break-inside: avoid } ul.lines small { color: var(--soft) }
+.wide { overflow-x: auto } table.matrix td { width: 30px; min-width: 26px; height: 26px; text-align: center; border: 1px solid var(--line); font-size: .78rem } table.matrix th { text-align: right; font-weight: 500; padding-right: .6em; font-size: .84rem; white-space: nowrap } th.turn { vertical-align: bottom; padding: 0 } th.turn span { writing-mode: vertical-rl; transform: rotate(180deg); padding-top: .5em }
 .note { color: var(--soft); font-size: .86rem }
 '''                                        # of the parts, in any page
 
@@ -118,7 +135,11 @@ h4 small { color: var(--soft); font-size: .86rem; font-weight: 400 } img { max-w
 '''                                        # of the report as a whole
 
 # %% ../nbs/10_report.ipynb #report-summary
-def _cards(pairs): return HTML('<div class="cards">' + ''.join(f'<div class="card"><b>{escape(str(v))}</b><span>{escape(k)}</span></div>' for k, v in pairs) + '</div>')
+def _many(n, one, many=None): return f'{n:,} {one if n == 1 else many or one + "s"}'
+
+def _cards(pairs):
+    columns = len(pairs) if len(pairs) < 7 else -(-len(pairs) // 2)
+    return HTML(f'<div class="cards" style="--columns:{columns}">' + ''.join(f'<div class="card"><b>{escape(str(v))}</b><span>{escape(k)}</span></div>' for k, v in pairs) + '</div>')
 
 def effective_classes(
     labels:pd.Series, # (N,) any labels
@@ -129,14 +150,16 @@ def effective_classes(
 
 def accuracies(
     d:RunData, # with labels
-)->pd.DataFrame: # rows: zero-shot, ...; columns: accuracy and half the width of its 95 % interval, as shares
-    "Accuracy of each stage on the images that have a label"
+)->pd.DataFrame: # rows: zero-shot, ...; columns: accuracy and both ends of its 95 % interval, as shares
+    "Accuracy of each stage on the images that have a label, with Wilson's interval, which is right for few images and for shares near 0 and 1 too"
     has = d.labels.notna()
     stages = dict(zero_shot_label='zero-shot', propagated_label='label propagation', t_label='T (text student)', v_label='V (image student)', label='final')
     if d.config['run']['method'] == 'zeroshot': stages = dict(label='zero-shot')
     if d.config['run']['method'] == 'training-free': stages = dict(zero_shot_label='zero-shot', label='final (label propagation)')
     right = pd.DataFrame({name: (d.table[column] == d.labels)[has] for column, name in stages.items()})
-    return pd.DataFrame(dict(accuracy=right.mean(), plus_minus=1.96 * np.sqrt(right.mean() * (1 - right.mean()) / has.sum())))
+    p, n, z = right.mean(), has.sum(), 1.96
+    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return pd.DataFrame(dict(accuracy=p, low=(middle - half).clip(lower=0), high=(middle + half).clip(upper=1)))
 
 def title(
     d:RunData, # from open_run
@@ -144,23 +167,22 @@ def title(
     "The heading: how many images, which way"
     about = d.config['run']
     how = {'adapt': 'adapted with ReCLIP, without labels', 'training-free': 'labelled by label propagation, without labels and without training', 'zeroshot': 'labelled zero-shot'}[about['method']]
-    return HTML(f"<h1>{about['n_images']:,} images, {len(about['classes']):,} classes</h1><p class=\"note\">{how}; {escape(about['started'][:10])}</p>")
+    return HTML(f"<h1>{_many(about['n_images'], 'image')}, {len(about['classes']):,} classes</h1><p class=\"note\">{how}; {escape(about['started'][:10])}</p>")
 
 def summary(
     d:RunData, # from open_run
 )->HTML:
     "The run in a row of numbers"
     about = d.config['run']
-    pairs = [('images', f"{about['n_images']:,}"), ('classes', f"{len(about['classes']):,}"), ('labels changed', f'{d.table.changed.mean():.1%}'), ('mean confidence', f'{d.table.confidence.mean():.2f}'),
+    moved = [] if about['method'] == 'zeroshot' else [('labels changed', f'{d.table.changed.mean():.1%}')]
+    pairs = [('images', f"{about['n_images']:,}"), ('classes', f"{len(about['classes']):,}"), *moved, ('mean confidence', f'{d.table.confidence.mean():.2f}'),
              ('files skipped', f"{about['n_skipped']:,}"), ('seconds', f"{about['seconds']['total']:,.0f}")]
     if d.labels is not None:
         found = accuracies(d).accuracy
-        pairs = [('zero-shot accuracy', f'{found.iloc[0]:.1%}'), ('final accuracy', f'{found.iloc[-1]:.1%}'), *pairs]
+        pairs = [('zero-shot accuracy', f'{found.iloc[0]:.1%}'), *[('final accuracy', f'{found.iloc[-1]:.1%}')][:len(moved)], *pairs]
     return _cards(pairs)
 
 # %% ../nbs/10_report.ipynb #report-checks
-def _many(n, one, many=None): return f'{n:,} {one if n == 1 else many or one + "s"}'
-
 def _some(words, most=8): return ', '.join(words[:most]) + (f' and {len(words) - most:,} more' if len(words) > most else '')
 
 def checks(
@@ -192,26 +214,34 @@ def checks_list(
     return HTML('<ul class="checks">' + ''.join(f'<li>{escape(o)}</li>' for o in found) + '</ul>' if found else '<p class="fine">Nothing unusual was found.</p>')
 
 # %% ../nbs/10_report.ipynb #report-tables
-def _table(frame, formats={}):
+def _table(frame, formats={}, kind=''):
     "A small table, escaped"
     head = ''.join(f'<th>{escape(str(c))}</th>' for c in frame.columns)
     def cell(c, v): return f'<td class="{"n" if isinstance(v, (int, float, np.number)) else ""}">{escape(formats[c].format(v) if c in formats else str(v))}</td>'
-    return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>' + ''.join('<tr>' + ''.join(cell(c, v) for c, v in zip(frame.columns, r)) + '</tr>' for r in frame.itertuples(index=False)) + '</tbody></table>'
+    return f'<div class="wide"><table class="plain{" " * bool(kind)}{kind}"><thead><tr>{head}</tr></thead><tbody>' + ''.join('<tr>' + ''.join(cell(c, v) for c, v in zip(frame.columns, r)) + '</tr>' for r in frame.itertuples(index=False)) + '</tbody></table></div>'
 
 def _bar(share, kind): return f'<i class="bar {kind}" style="width:{100 * share:.1f}%"></i>'
+
+def _bars(rows, head, moved):
+    "A table with a grey and a blue bar for each (name, share before, share after, cells ...); without what was before if nothing moved"
+    first = 0 if moved else 1
+    def row(name, before, after, *cells): return f'<tr><th>{escape(name)}</th><td class="bars">{_bar(before, "old") if moved else ""}{_bar(after, "new")}</td>' + ''.join(f'<td class="n">{o}</td>' for o in cells[first:]) + '</tr>'
+    return '<table class="counts"><thead><tr><th>class</th><th></th>' + ''.join(f'<th>{o}</th>' for o in head[first:]) + '</tr></thead><tbody>' + ''.join(row(*o) for o in rows) + '</tbody></table>'
 
 def class_counts(
     d:RunData, # from open_run
     most:int=30, # classes to show
 )->HTML:
-    "Images per class, zero-shot against adapted"
-    classes = d.config['run']['classes']
+    "Images per class, zero-shot against final"
+    classes, moved = d.config['run']['classes'], d.config['run']['method'] != 'zeroshot'
     counts = pd.DataFrame(dict(before=d.table.zero_shot_label.value_counts(), after=d.table.label.value_counts())).reindex(classes).fillna(0).astype(int)
-    shown = counts if len(counts) <= most else counts.loc[(counts.after - counts.before).abs().sort_values(ascending=False, kind='stable').index[:most]]
+    order = counts.assign(change=(counts.after - counts.before).abs(), size=counts.max(axis=1)).sort_values(['change', 'size'], ascending=False, kind='stable')
+    shown = counts if len(counts) <= most else counts.loc[order.index[order['size'] > 0][:most]]
     top = max(1, int(shown.to_numpy().max()))
-    rows = ''.join(f'<tr><th>{escape(c)}</th><td class="bars">{_bar(r.before / top, "old")}{_bar(r.after / top, "new")}</td><td class="n">{r.before:,}</td><td class="n"><b>{r.after:,}</b></td></tr>' for c, r in shown.iterrows())
-    note = '' if len(counts) <= most else f'<p class="note">{most} of {len(counts):,} classes: those whose number changed most.</p>'
-    return HTML(f'<table class="counts"><thead><tr><th>class</th><th></th><th>zero-shot</th><th>adapted</th></tr></thead><tbody>{rows}</tbody></table>{note}')
+    rows = [(c, r.before / top, r.after / top, f'{r.before:,}', f'<b>{r.after:,}</b>') for c, r in shown.iterrows()]
+    which = 'all that have an image' if len(shown) < most else 'those whose number changed most, then the largest' if moved else 'the largest'
+    note = '' if len(counts) <= most else f'<p class="note">{len(shown):,} of {len(counts):,} classes: {which}.</p>'
+    return HTML(_bars(rows, ['zero-shot', 'final' if moved else 'images'], moved) + note)
 
 def moves(
     d:RunData, # from open_run
@@ -243,7 +273,8 @@ def contact_sheet(
     rows:list[int], # positions in the table
     caption='{label}', # format string over the columns of the table
 )->HTML:
-    "Pictures with a line of text under each; the path shows under the pointer"
+    "Pictures with a line of text under each; the path shows under the pointer. A list of paths, or of row numbers of features, if there are no pictures"
+    if d.files is None: return HTML('<ul class="lines">' + ''.join(f'<li><small>{"row " if d.config["run"]["features"] else ""}{escape(d.table.path[i])}</small> {escape(caption.format(**d.table.loc[i]))}</li>' for i in rows) + '</ul>')
     def cell(i):
         r = d.table.loc[i]
         wrong = '' if d.labels is None or d.labels[i] is None else ' wrong' if d.labels[i] != r.label else ' right'
@@ -262,8 +293,8 @@ def least_sure(
     d:RunData, # from open_run
     most:int=24, # pictures
 )->HTML:
-    "The least certain labels"
-    return contact_sheet(d, list(d.table.sort_values('confidence', kind='stable').index[:most]), '{label} {probability:.2f}')
+    "The least certain labels, each with its confidence"
+    return contact_sheet(d, list(d.table.sort_values('confidence', kind='stable').index[:most]), '{label} {confidence:.2f}')
 
 def typical(
     d:RunData, # from open_run
@@ -277,9 +308,9 @@ def typical(
         x = d.adapted[torch.from_numpy(label == name)]
         if not len(x): continue
         near = (x @ x.mean(0)).topk(min(each, len(x))).indices.numpy()
-        out += f'<h4>{escape(name)} <small>{counts[name]:,} images</small></h4>' + contact_sheet(d, list(d.rows[label == name][near]), '{confidence:.2f}').data
-    note = f'<p class="note">The {classes} largest of {len(counts):,} classes.</p>' if len(counts) > classes else ''
-    return HTML(out + note)
+        out += f'<h4>{escape(name)} <small>{_many(counts[name], "image")}</small></h4>' + contact_sheet(d, list(d.rows[label == name][near]), '{confidence:.2f}').data
+    notes = [f'The {classes} largest of {len(counts):,} classes.'] * (len(counts) > classes) + [f'Chosen from a random {len(d.rows):,} of {len(d.table):,} images.'] * (len(d.rows) < len(d.table))
+    return HTML(out + (f'<p class="note">{" ".join(notes)}</p>' if notes else ''))
 
 # %% ../nbs/10_report.ipynb #report-map
 def _colors(names): return dict(zip(names, plt.get_cmap('tab20' if len(names) > 10 else 'tab10').colors))
@@ -290,7 +321,7 @@ def embedding_map(
     kind:str='tsne', # or `"pca"`
     colored:int=10, # classes with a colour of their own, the largest; others are grey
 ):
-    "Two maps of the same images, before and after"
+    "Two maps of the same images, before and after; one if there was no training"
     pick = np.sort(np.random.default_rng(0).permutation(len(d.rows))[:most])
     label = d.table.label.iloc[d.rows[pick]].to_numpy()
     colors = _colors(list(d.table.label.value_counts().index[:colored]))
@@ -307,7 +338,7 @@ def embedding_map(
         for c in [None, *colors]:
             here = label == c if c is not None else ~np.isin(label, list(colors))
             if here.any(): ax.scatter(*at[here].T, s=9, color=colors.get(c, '0.8'), label=c if c is not None else 'others', linewidths=0)
-        ax.set_title(name); ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_color('0.85')
+        ax.set_title(name if len(sides) > 1 else ''); ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_color('0.85')
     handles, names = axes[0, -1].get_legend_handles_labels()
     legend = fig.legend(handles, [n if len(n) < 30 else n[:28] + '\u2026' for n in names], loc='outside right center', markerscale=2, frameon=False)
     for text in legend.get_texts(): text.set_parse_math(False)
@@ -320,14 +351,14 @@ def map_note(
 )->HTML:
     "How many images are on the map"
     shown = min(most, len(d.rows))
-    return HTML(f'<p class="note">t-SNE of {f"a random {shown:,} of {len(d.table):,}" if shown < len(d.table) else f"all {shown:,}"} images.</p>')
+    return HTML(f'<p class="note">t-SNE of {f"a random {shown:,} of {len(d.table):,} images" if shown < len(d.table) else f"all {shown:,} images"}.</p>')
 
 # %% ../nbs/10_report.ipynb #report-history
 def history_figure(
     d:RunData, # from open_run
 ):
     "What could be seen without labels, by epoch"
-    h, names = d.history, dict(agreement='T and V agree', confidence_t='confidence of T', confidence_v='confidence of V', confidence='confidence', changed='labels changed since the look before')
+    h, names = d.history, dict(agreement='T and V agree', confidence_t="confidence of T's propagation", confidence_v="confidence of V's propagation", confidence='confidence', changed='labels changed since the look before')
     fig, ax = plt.subplots(figsize=(7.5, 3), layout='constrained')
     for key, name in names.items():
         if key in h: ax.plot(h.epoch, h[key], 'o-', ms=4, label=name)
@@ -364,12 +395,12 @@ def duplicates_sheet(
     d:RunData, # from open_run
     most:int=6, # pairs to show
 )->HTML:
-    "The pairs that look most alike"
+    "The pairs that look most alike, each in a box with its mean difference of grey values"
     if d.files is None: return HTML('<p class="note">No pictures to compare.</p>')
     found, compared = near_duplicates(d), min(5000, len(d.rows))
-    where = f'{compared:,} of {len(d.table):,} images' if compared < len(d.table) else f'all {compared:,} images'
+    where = f'a random {compared:,} of {len(d.table):,} images' if compared < len(d.table) else f'all {compared:,} images'
     if not found: return HTML(f'<p class="note">None among {where}.</p>')
-    return HTML(f'<p>{_many(len(found), "pair")} among {where}; the nearest:</p>' + contact_sheet(d, [r for a, b, _ in found[:most] for r in (a, b)], '{path}').data)
+    return HTML(f'<p>{_many(len(found), "pair")} among {where}{"; the nearest" if len(found) > most else ""}:</p>' + '<div class="pairs">' + ''.join(f'<div class="pair">{contact_sheet(d, [a, b], "{path}").data}<p class="note">{"the same pixels" if apart == 0 else f"{apart:.1%} apart"} at 16 \u00d7 16</p></div>' for a, b, apart in found[:most]) + '</div>')
 
 def skipped_table(
     d:RunData, # from open_run
@@ -386,22 +417,23 @@ def scores(
 )->HTML:
     "Accuracy of each stage"
     found = accuracies(d).reset_index(names='stage')
-    found['accuracy'] = [f'{a:.1%} \u00b1 {p:.1%}' for a, p in zip(found.accuracy, found.plus_minus)]
+    found['95 % interval'] = [f'{low:.1%}\u00a0to\u00a0{high:.1%}' for low, high in zip(found.low, found.high)]
     strange = d.labels[d.labels.notna() & ~d.labels.isin(d.config['run']['classes'])]
     note = f' {len(strange):,} of them carry a word that is no class here ({escape(_some(list(strange.unique()), 4))}) and count as wrong.' if len(strange) else ''
-    return HTML(_table(found[['stage', 'accuracy']]) + f'<p class="note">{int(d.labels.notna().sum()):,} images have a label; \u00b1 is the 95 % interval of a share.{note} No label was seen by the run.</p>')
+    return HTML(_table(found[['stage', 'accuracy', '95 % interval']], {'accuracy': '{:.1%}'}) + f'<p class="note">From {_many(int(d.labels.notna().sum()), "image")} with a label; the interval is Wilson\u2019s.{note} No label was seen by the run.</p>')
 
 def recalls(
     d:RunData, # with labels
     most:int=40, # classes
 )->HTML:
-    "Share of each class that was found, zero-shot and adapted; the lowest first"
+    "Share of each class that was found, zero-shot and final; the lowest first"
+    moved = d.config['run']['method'] != 'zeroshot'
     has = d.labels.notna()
     right = pd.DataFrame(dict(label=d.labels, before=d.table.zero_shot_label == d.labels, after=d.table.label == d.labels))[has]
     found = right.groupby('label').agg(images=('after', 'size'), before=('before', 'mean'), after=('after', 'mean')).sort_values('after', kind='stable')
-    rows = ''.join(f'<tr><th>{escape(c)}</th><td class="bars">{_bar(r.before, "old")}{_bar(r.after, "new")}</td><td class="n">{r.before:.0%}</td><td class="n"><b>{r.after:.0%}</b></td><td class="n">{r.images:,.0f}</td></tr>' for c, r in found.head(most).iterrows())
+    rows = [(c, r.before, r.after, f'{r.before:.0%}', f'<b>{r.after:.0%}</b>', f'{r.images:,.0f}') for c, r in found.head(most).iterrows()]
     note = f'<p class="note">The {most} lowest of {len(found):,} classes.</p>' if len(found) > most else ''
-    return HTML(f'<table class="counts"><thead><tr><th>class</th><th></th><th>zero-shot</th><th>adapted</th><th>images</th></tr></thead><tbody>{rows}</tbody></table>{note}')
+    return HTML(_bars(rows, ['zero-shot', 'final' if moved else 'found', 'images'], moved) + note)
 
 def confusion(
     d:RunData, # with labels
@@ -415,7 +447,7 @@ def confusion(
         share = m.div(m.sum(axis=1).clip(lower=1), axis=0)
         def cell(i, j):
             n, s = m.iloc[i, j], share.iloc[i, j]
-            return f'<td style="background:rgba({"37,99,235" if i == j else "220,38,38"},{.85 * s:.2f});color:{"#fff" if s > .55 else "inherit"}">{n or ""}</td>'
+            return f'<td style="background:rgba({"37,99,235" if i == j else "220,38,38"},{.6 * s:.2f})">{n or ""}</td>'
         head = ''.join(f'<th class="turn"><span>{escape(c)}</span></th>' for c in classes)
         return HTML(f'<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>' + ''.join(f'<tr><th>{escape(c)}</th>' + ''.join(cell(i, j) for j in range(len(classes))) + '</tr>' for i, c in enumerate(classes)) + '</tbody></table></div>')
     listed = pair.stack()
@@ -441,7 +473,7 @@ def reliability_figure(
     fig, ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')
     ax.plot([0, 1], [0, 1], color='0.7', ls=':')
     ax.plot(frame.probability, frame.accuracy, '-', color='#2563eb')
-    ax.scatter(frame.probability, frame.accuracy, s=20 + 200 * frame.images / frame.images.max(), color='#2563eb', alpha=.6, linewidths=0)
+    ax.scatter(frame.probability, frame.accuracy, s=20 + 200 * frame.images / frame.images.max(), color='#2563eb', alpha=.6, linewidths=0, clip_on=False)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel='probability that the model gives', ylabel='share that is right', title=f'expected calibration error {error:.1%}'); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
@@ -456,8 +488,9 @@ def settings_table(
         images=about['images'] if isinstance(about['images'], str) else f"a list of {len(about['images']):,} paths", classes=_some(about['classes'], 20),
         templates=_some(templates, 4) + (', and descriptions' if s['descriptions'] else ''), projection=s['projection'], recipe=s['recipe'], epochs=len(d.config['history']) - 1,
         neighbours=f"{s['n_neighbors']}, alpha {s['alpha']}", training=f"{s['batch_size']} images a step, learning rates {s['lr_text']} (T) and {s['lr_image']} (V), momentum {s['momentum']}", precision=s['precision'], seed=s['seed'],
-        started=about['started'], seconds=', '.join(f'{k} {v:,.1f}' for k, v in about['seconds'].items()), machine=', '.join(f'{k} {v}' for k, v in about['machine'].items() if v), versions=', '.join(f'{k} {v}' for k, v in d.config['versions'].items()))
-    return HTML(_table(pd.DataFrame([(k, v if isinstance(v, str) else str(v)) for k, v in rows.items()], columns=['', 'value'])).replace('<th>value</th>', '<th></th>'))
+        started=about['started'], seconds=', '.join(f"{k} {about['seconds'][k]:,.1f}" for k in ('encode', 'fit', 'total')), machine=', '.join(f'{k} {v}' for k, v in about['machine'].items() if v), versions=', '.join(f'{k} {v}' for k, v in d.config['versions'].items()))
+    unused = {'training-free': ('epochs', 'training', 'seed'), 'zeroshot': ('epochs', 'training', 'seed', 'projection', 'recipe', 'neighbours')}.get(about['method'], ())
+    return HTML(_table(pd.DataFrame([(k, v if isinstance(v, str) else str(v)) for k, v in rows.items() if k not in unused], columns=['', 'value']), kind='settings').replace('<th>value</th>', '<th></th>'))
 
 # %% ../nbs/10_report.ipynb #report-write
 TEMPLATE = Path(__file__).with_name('report.ipynb') if '__file__' in globals() else Path('../reclip/report.ipynb')
@@ -466,6 +499,21 @@ class _Kernel(AsyncKernelManager):
     "This very Python, whatever kernels are installed, reached through files of its own rather than the network where the system can"
     transport = 'ipc' if os.name == 'posix' else 'tcp'
     def format_kernel_cmd(self, extra_arguments=None): return [sys.executable, '-m', 'ipykernel_launcher', '-f', self.connection_file]
+
+def _parts_for(d):
+    "The template without the cells that this run has nothing for"
+    method, notebook = d.config['run']['method'], nbformat.read(TEMPLATE, as_version=4)
+    empty = dict(labels=d.labels is None, moved=method == 'zeroshot', changed=not d.table.changed.any(), zeroshot=method != 'zeroshot', trained=method != 'adapt', pictures=d.files is None)
+    notebook.cells = [c for c in notebook.cells if not any(empty.get(tag) for tag in c.metadata.get('tags', []))]
+    return notebook
+
+def _execute(client, notebook, progress):
+    "Run all cells, one tick each; a failure is one sentence, with the cell's traceback as its cause"
+    with tqdm(desc='report', total=sum(c.cell_type == 'code' for c in notebook.cells), unit='part', disable=not progress, leave=False) as bar:
+        client.on_cell_executed = lambda **about: bar.update()
+        try: client.execute()
+        except CellExecutionError as e: raise ChildProcessError(f"the report's notebook failed: {e.ename}: {e.evalue}") from e
+        except RuntimeError as e: raise ChildProcessError(f"the process of the report's notebook could not go on, perhaps for lack of memory: {e}") from e
 
 def _html(notebook, title):
     exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
@@ -477,22 +525,21 @@ def write_report(
     labels:str|os.PathLike|None=None, # for scoring, see read_labels
     images=None, # where the images are now, if they have moved
     timeout:int=1800, # seconds that one cell may take
+    progress:bool=True, # show a bar
 )->Path: # `report.html` in the run's folder; `report.ipynb` is beside it
-    "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read"
+    "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `ChildProcessError` if the notebook's process fails"
     folder = Path(folder).absolute()
     d = open_run(folder, labels, images)                                         # what is wrong shows here, not in a notebook's traceback
     log.info('writing the report')
-    notebook = nbformat.read(TEMPLATE, as_version=4)
-    if d.labels is None: notebook.cells = [c for c in notebook.cells if 'labels' not in c.metadata.get('tags', [])]
+    notebook = _parts_for(d)
     values = dict(run=str(folder), labels=None if labels is None else labels if str(labels) == 'folders' else os.path.abspath(labels), images=None if images is None else os.path.abspath(images))
     for c in notebook.cells:
         if 'parameters' in c.metadata.get('tags', []): c.source = ''.join(f'{k} = {show_path(v)!r}\n' if v is not None else f'{k} = None\n' for k, v in values.items())
     with tempfile.TemporaryDirectory(prefix='reclip-') as empty:                   # Python imports from the folder that it runs in: an empty one, never the run's
         client = NotebookClient(notebook, kernel_manager_class=_Kernel, kernel_name='python3', timeout=timeout, resources=dict(metadata=dict(path=empty)))
         client.create_kernel_manager().connection_file = os.path.join(empty, 'k.json')
-        try: client.execute()
-        except CellExecutionError as e: raise RuntimeError(f"the report's notebook failed: {e.ename}: {e.evalue}") from e
+        _execute(client, notebook, progress)
     notebook.metadata.pop('widgets', None)
     with whole_file(folder / 'report.ipynb') as p: nbformat.write(notebook, p)
-    with whole_file(folder / 'report.html') as p: p.write_text(_html(notebook, f"{folder.name}: {len(d.table):,} images, {len(d.config['run']['classes']):,} classes"), encoding='utf-8')
+    with whole_file(folder / 'report.html') as p: p.write_text(_html(notebook, f"{folder.name}: {_many(len(d.table), 'image')}, {len(d.config['run']['classes']):,} classes"), encoding='utf-8')
     return folder / 'report.html'

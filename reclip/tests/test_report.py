@@ -2,11 +2,12 @@
 import json
 import re
 import shutil
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from reclip import demo, report, run
 
 NASTY = '<script>alert("x")</script>'
@@ -27,7 +28,7 @@ def made(tmp_path_factory):
     return here
 
 
-def synthetic(folder, n, m, method='training-free'):
+def synthetic(folder, n, m, method='training-free', features=True):
     "A run folder of any size, without images, as run.adapt writes it"
     rng, names = np.random.default_rng(0), [f'class {i}' for i in range(m)]
     folder.mkdir()
@@ -35,20 +36,20 @@ def synthetic(folder, n, m, method='training-free'):
     table = pd.DataFrame(dict(path=[str(i) for i in range(n)], label=np.array(names)[label], confidence=rng.random(n).round(4), probability=rng.random(n).round(4), zero_shot_label=np.array(names)[before], changed=label != before,
                               t_label=np.array(names)[before], v_label=np.array(names)[label], propagated_label=np.array(names)[label]))
     table.to_csv(folder / 'predictions.csv', index=False)
-    pd.DataFrame([dict(epoch=0, confidence=.5, changed=.1)]).to_csv(folder / 'history.csv', index=False)
+    pd.DataFrame([dict(epoch=0, confidence=.5, confidence_t=.5, confidence_v=.5, agreement=.9, changed=.1)]).to_csv(folder / 'history.csv', index=False)
     pd.DataFrame(columns=['path', 'kind', 'reason']).to_csv(folder / 'skipped.csv', index=False)
     rows = torch.arange(n)[:20_000]
     x = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0)).half()
     save_file(dict(rows=rows, frozen=x, adapted=x.clone()), folder / 'features.safetensors')
     save_file(dict(a=torch.zeros(1)), folder / 'adapted.safetensors')
     settings = dict(model='demo', pretrained=None, templates=['a photo of a {}.'], descriptions=None, projection='P2', recipe='paper', n_neighbors=20, alpha=.99, batch_size=64, lr_text=1e-3, lr_image=1e-3, momentum=.9, precision='float32', seed=0, class_names=names)
-    about = dict(method=method, begun={}, images='features.npy', features=True, classes=names, n_images=n, n_skipped=0, n_unreadable=0, started='2026-01-01T00:00:00', machine=dict(cores=2), seconds=dict(encode=1, fit=1, total=2))
+    about = dict(method=method, begun={}, images='features.npy', features=features, classes=names, n_images=n, n_skipped=0, n_unreadable=0, started='2026-01-01T00:00:00', machine=dict(cores=2, device='cpu', gpu=None), seconds=dict(encode=1, fit=1, total=2))
     (folder / 'config.json').write_text(json.dumps(dict(settings=settings, run=about, history=[{}], versions={})))
     return folder
 
 
 def test_page_is_whole_and_safe(made):
-    page = report.write_report(made / 'RUN', labels='folders')
+    page = report.write_report(made / 'RUN', labels='folders', progress=False)
     text = page.read_text(encoding='utf-8')
     assert text.startswith('<!doctype html>') and text.rstrip().endswith('</html>') and 'Traceback' not in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', text) and '<script' not in text and 'url(' not in text        # self-contained, and no code in it
@@ -63,7 +64,7 @@ def test_without_labels_no_accuracy_and_nothing_of_the_run_folder_is_imported(ma
     shutil.copytree(made / 'RUN', tmp_path / 'RUN')
     marker = tmp_path / 'marker'
     for name in ('json.py', 'numpy.py', 'reclip.py', 'sitecustomize.py', 'matplotlib.py'): (tmp_path / 'RUN' / name).write_text(f'open({str(marker)!r}, "w").close(); raise SystemExit')
-    text = report.write_report(tmp_path / 'RUN').read_text(encoding='utf-8')
+    text = report.write_report(tmp_path / 'RUN', progress=False).read_text(encoding='utf-8')
     assert 'accuracy' not in text.lower() and 'could not be opened' in text
     assert not marker.exists()
 
@@ -76,8 +77,8 @@ def test_numbers_are_right(made):
     assert found.accuracy['final'] == pytest.approx((d.table.label == truth).mean()) and found.accuracy['zero-shot'] == pytest.approx((d.table.zero_shot_label == truth).mean())
     counts = re.findall(r'<td class="n">(\d+)</td><td class="n"><b>(\d+)</b>', report.class_counts(d).data)
     assert sum(int(a) for a, _ in counts) == sum(int(b) for _, b in counts) == 91
-    matrix = re.findall(r'inherit">(\d+)|#fff">(\d+)', report.confusion(d).data)
-    assert sum(int(a or b) for a, b in matrix) == 91
+    matrix = re.findall(r'rgba[^>]*">(\d+)', report.confusion(d).data)
+    assert sum(map(int, matrix)) == 91
     assert [(d.table.path[a], d.table.path[b]) for a, b, apart in report.near_duplicates(d) if apart == 0] == [('four/04 $x_1$ & <b>.png', 'four/twin.png')]
     frame, error = report.calibration(d)
     assert frame.images.sum() == 91 and 0 <= error <= 1
@@ -103,7 +104,7 @@ def test_pictures_that_are_gone_or_moved(made, tmp_path):
     config['run']['images'] = str(tmp_path / 'nowhere')
     (tmp_path / 'RUN' / 'config.json').write_text(json.dumps(config))
     gone = report.open_run(tmp_path / 'RUN')
-    assert 'no picture' in report.least_sure(gone, 2).data and any('no pictures' in o for o in report.checks(gone))
+    assert '<img' not in (text := report.least_sure(gone, 2).data) and sum(report.escape(o) in text for o in gone.table.path) == 2 and any('no pictures' in o for o in report.checks(gone))
     assert '<img' in report.least_sure(report.open_run(tmp_path / 'RUN', images=tmp_path / 'elsewhere'), 2).data
 
 
@@ -125,3 +126,116 @@ def test_checks_notice_what_they_should(tmp_path):
     assert not [o for o in report.checks(d) if 'got no image' in o or 'gather' in o]
     told = ' '.join(report.checks(d._replace(table=d.table.assign(label='class 0', changed=True))))
     for word in ('3 of 4 classes got no image', 'got 100%', 'effective number 1.0', 'More than doubled', '100% of the labels changed'): assert word in told
+
+
+def change(part, **values):
+    "Damage of a run's `config.json`"
+    def act(folder):
+        config = json.loads((folder / 'config.json').read_text())
+        config[part] |= values
+        (folder / 'config.json').write_text(json.dumps(config))
+    return act
+
+
+def put(name, content):
+    "Damage of a file"
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def tensors(**functions):
+    "Damage of `features.safetensors`"
+    def act(folder):
+        found = load_file(folder / 'features.safetensors')
+        save_file({k: v for k, v in (found | {k: f(found[k]) for k, f in functions.items()}).items() if v is not None}, folder / 'features.safetensors')
+    return act
+
+
+def cells(**columns):
+    "Damage of `predictions.csv`: None takes a column away"
+    def act(folder):
+        table = pd.read_csv(folder / 'predictions.csv', dtype=str, keep_default_na=False)
+        table.assign(**columns)[[k for k in table if columns.get(k, '') is not None]].to_csv(folder / 'predictions.csv', index=False)
+    return act
+
+
+HEAD = b'path,label,confidence,probability,zero_shot_label,changed,t_label,v_label,propagated_label\n'
+OF_CONFIG = {'method': change('run', method='foo'), 'method-list': change('run', method=[]), 'seconds': change('run', seconds={}), 'seconds-text': change('run', seconds=dict(encode=1, fit=1, total='long')), 'machine': change('run', machine=None),
+    'classes': change('run', classes=3), 'other-classes': change('run', classes=['class 0']), 'images': change('run', images=None), 'images-numbers': change('run', images=[1, 2]), 'n_images': change('run', n_images='many'), 'features': change('run', features='x'),
+    'n_unreadable': change('run', n_unreadable=None), 'started': change('run', started=5), 'model': change('settings', model=3), 'alpha': change('settings', alpha='x'), 'class_names': change('settings', class_names=[3, 4]), 'templates': change('settings', templates=[3])}
+OF_TABLE = {'noise': put('predictions.csv', b'\xff\xfe\x00junk'), 'empty': put('predictions.csv', b''), 'other-columns': put('predictions.csv', b'a,b\n1,2\n'), 'header-only': put('predictions.csv', HEAD), 'long-rows': put('predictions.csv', HEAD + b'0,' * 9 + b'0\n'),
+    'text-in-confidence': cells(confidence='x'), 'nan-confidence': cells(confidence='nan'), 'empty-probability': cells(probability=''), 'changed-maybe': cells(changed='maybe'), 'no-label': cells(label=''), 'no-changed': cells(changed=None)}
+OF_REST = {'fewer-rows': put('predictions.csv', HEAD + b'0,class 0,1,1,class 0,False,class 0,class 0,\n'), 'features-noise': put('features.safetensors', b'junk'), 'features-empty': put('features.safetensors', b''), 'features-gone': lambda folder: (folder / 'features.safetensors').unlink(),
+    'no-rows': tensors(rows=lambda o: None), 'far-rows': tensors(rows=lambda o: o + 1000), 'negative-rows': tensors(rows=lambda o: o - 30), 'rows-twice': tensors(rows=lambda o: o // 2), 'float-rows': tensors(rows=lambda o: o.float()), 'few-features': tensors(frozen=lambda o: o[:3].clone()),
+    'no-features': tensors(adapted=lambda o: None), 'nan-features': tensors(frozen=lambda o: o * float('nan')), 'whole-features': tensors(frozen=lambda o: o.long(), adapted=lambda o: o.long()),
+    'history-noise': put('history.csv', b'x'), 'history-empty': put('history.csv', b''), 'history-text': put('history.csv', b'epoch,confidence,changed\n0,x,0\n'), 'history-header': put('history.csv', b'epoch,confidence,changed\n'), 'history-gone': lambda folder: (folder / 'history.csv').unlink(),
+    'skipped-noise': put('skipped.csv', b'\xff'), 'skipped-columns': put('skipped.csv', b'a\n1\n')}
+
+
+@pytest.mark.parametrize('damage', [*OF_CONFIG, *OF_TABLE, *OF_REST])
+def test_a_damaged_run_is_named(damage, tmp_path):
+    folder = synthetic(tmp_path / 'RUN', 20, 2)
+    report.open_run(folder), run.info(folder)                                                          # whole before
+    (OF_CONFIG | OF_TABLE | OF_REST)[damage](folder)
+    where = 'config.json' if damage in OF_CONFIG else 'predictions.csv' if damage in OF_TABLE or damage == 'fewer-rows' else damage.split('-')[0] if damage.startswith(('history', 'skipped')) else 'features.safetensors'
+    with pytest.raises((ValueError, FileNotFoundError), match=where): report.write_report(folder)
+    if damage in OF_CONFIG or damage in OF_TABLE:
+        with pytest.raises(ValueError, match=where): run.info(folder)
+    assert not (folder / 'report.html').exists()
+
+
+def test_numbers_that_are_not_finite_are_refused_before_predicting(made, tmp_path):
+    shutil.copytree(made / 'RUN', tmp_path / 'RUN')
+    found = load_file(tmp_path / 'RUN' / 'adapted.safetensors')
+    save_file(found | dict(centroids_=found['centroids_'] * float('nan')), tmp_path / 'RUN' / 'adapted.safetensors')
+    with pytest.raises(ValueError, match='centroids_ holds numbers that are not finite'): run.predict(tmp_path / 'RUN', made / 'digits', progress=False)
+
+
+def test_a_report_has_only_parts_that_say_something(made, tmp_path):
+    d = report.open_run(made / 'RUN')
+    def parts(method='adapt', labels=d.labels, files=d.files, changed=True):
+        one = d._replace(config=d.config | dict(run=d.config['run'] | dict(method=method)), labels=labels, files=files, table=d.table.assign(changed=changed))
+        return {c.id for c in report._parts_for(one).cells}, one
+    whole, _ = parts(labels=d.table.label)
+    assert {'report-scores', 'report-moves', 'report-changed', 'report-history', 'report-typical', 'report-duplicates'} <= whole and not {'report-md-classes', 'report-md-found'} & whole
+    assert 'report-scores' not in parts()[0] and 'report-changed' not in parts(changed=False)[0] and not {'report-typical', 'report-duplicates'} & parts(files=None)[0]
+    free, one = parts('training-free')
+    assert 'report-history' not in free and 'report-moves' in free and 'learning rates' not in report.settings_table(one).data and report.embedding_map(one, most=20).axes[0].get_title() == ''
+    plain, one = parts('zeroshot', d.table.label, changed=False)
+    assert not {'report-history', 'report-moves', 'report-changed', 'report-md-moves', 'report-md-recall'} & plain and {'report-md-classes', 'report-md-found', 'report-counts', 'report-recalls'} <= plain
+    for f in (report.summary, report.class_counts, report.recalls, report.settings_table): assert not re.search('adapted|final|changed|P2|bar old', f(one).data)
+
+
+def test_sheets_without_pictures_have_row_numbers_and_name_their_sample(tmp_path):
+    d = report.open_run(synthetic(tmp_path / 'RUN', 30_000, 3))
+    found = report.surest_changes(d, 3).data
+    assert [int(o) for o in re.findall(r'row (\d+)', found)] == list(d.table[d.table.changed].sort_values('confidence', ascending=False, kind='stable').index[:3]) and 'no picture' not in found
+    assert 'a random 20,000 of 30,000 images' in report.typical(d, each=1).data
+
+
+def test_classes_with_images_come_before_those_without(tmp_path):
+    d = report.open_run(synthetic(tmp_path / 'RUN', 400, 100))
+    few = d._replace(table=d.table.assign(zero_shot_label=['class 9', 'class 7'] * 200, label=['class 9', 'class 7'] * 199 + ['class 9', 'class 8']))
+    assert re.findall('<th>(class [0-9]+)', report.class_counts(few).data) == ['class 7', 'class 8', 'class 9'] and '3 of 100 classes: all that have an image' in report.class_counts(few).data
+
+
+def test_intervals_stay_inside_the_possible(tmp_path):
+    d = report.open_run(synthetic(tmp_path / 'RUN', 20, 2))
+    found = report.accuracies(d._replace(labels=d.table.label)).loc['final (label propagation)']
+    assert found.accuracy == 1 == pytest.approx(found.high) and found.low == pytest.approx(.8389, abs=1e-4)                       # 20 of 20
+    found = report.accuracies(d._replace(labels=d.table.label.where(d.table.index < 8, 'class x'))).loc['final (label propagation)']
+    assert (found.accuracy, found.low, found.high) == pytest.approx((.4, .2188, .6134), abs=1e-4)                                 # 8 of 20
+
+
+def test_a_cell_that_fails_is_one_sentence_and_each_cell_a_tick(tmp_path, monkeypatch):
+    ticks = []
+    class Bar:
+        def __init__(self, **about): self.about = about
+        def __enter__(self): ticks.append(self.about['total']); return self
+        def __exit__(self, *_): pass
+        def update(self): ticks.append('tick')
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in ('1', '2', '1 / 0', '3')])
+    nbformat.write(page, tmp_path / 'page.ipynb')
+    monkeypatch.setattr(report, 'TEMPLATE', tmp_path / 'page.ipynb'); monkeypatch.setattr(report, 'tqdm', Bar)
+    folder = synthetic(tmp_path / 'RUN', 20, 2)
+    with pytest.raises(ChildProcessError, match='^the report.s notebook failed: ZeroDivisionError: division by zero$'): report.write_report(folder)
+    assert ticks[:3] == [4, 'tick', 'tick'] and not (folder / 'report.html').exists()
