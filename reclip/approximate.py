@@ -72,7 +72,7 @@ def approximate_neighbors(
         if hit >= recall or index.nprobe >= cells: break
         index.nprobe = min(2 * index.nprobe, cells)
     log.info('neighbours of %s nodes: %s of %s cells searched, recall %.3f', f'{len(v):,}', index.nprobe, f'{cells:,}', hit)
-    bar = tqdm(torch.arange(len(v))[rows].split(block_size), 'find neighbours', unit='block', disable=not (progress and is_first()), leave=False)
+    bar = tqdm(torch.arange(len(v))[rows].split(block_size), 'find neighbours', unit='block', disable=not (progress and is_first()), delay=1, leave=False)
     parts = [_search(index, v, some, k) for some in bar]
     found, cosine = (torch.cat(o) for o in zip(*parts))
     return found.to(nodes.device), cosine.to(nodes), hit

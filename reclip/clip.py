@@ -336,7 +336,7 @@ def encode_text(
     order = _ends(model, different).argsort() if can_cut(model) else torch.arange(len(different))
     order = torch.cat([order[r::world()] for r in range(world())])              # each process has short and long ones
     mine = different[order[share(len(order))]]
-    with tqdm(desc='encode prompts', total=len(mine), unit='prompt', disable=not (progress and is_first()), leave=False) as bar:
+    with tqdm(desc='encode prompts', total=len(mine), unit='prompt', disable=not (progress and is_first()), delay=1, leave=False) as bar:
         for part in mine.split(batch_size) if len(mine) else ():
             rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
             bar.update(len(part))

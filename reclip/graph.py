@@ -33,7 +33,7 @@ def nearest_neighbors(
     block, quick = block_size or max(1, 2**(28 if v.is_cuda else 24) // n), v.half() if half else v
     first, last, _ = (rows or slice(None)).indices(n)
     index, cosine = torch.empty(last - first, k, dtype=torch.int64, device=v.device), torch.empty(last - first, k, dtype=v.dtype, device=v.device)
-    with tqdm(desc='find neighbours', total=last - first, unit='node', disable=not (progress and is_first()), leave=False) as bar:
+    with tqdm(desc='find neighbours', total=last - first, unit='node', disable=not (progress and is_first()), delay=1, leave=False) as bar:
         for start in range(first, last, block):
             some = slice(start, min(start + block, last))
             near, at = quick[some] @ quick.T, slice(start - first, some.stop - first)

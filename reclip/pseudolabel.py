@@ -78,7 +78,7 @@ def _blocks(S, n_classes, alpha, max_iter, tol, class_block, wanted, progress):
     S, number = _renumbered(S)
     passed_on = _passes_on(S, alpha)
     parts = torch.arange(n_classes, device=S.device)[wanted].split(class_block)
-    with tqdm(desc='spread labels', total=len(parts) * max_iter, unit='step', disable=not progress, leave=False) as bar:
+    with tqdm(desc='spread labels', total=len(parts) * max_iter, unit='step', disable=not progress, delay=1, leave=False) as bar:
         for done, classes in enumerate(parts, 1):
             if not len(classes): return
             Y = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)

@@ -75,10 +75,11 @@ def _read_tensors(path):
 # %% ../nbs/09_run.ipynb #run-tables
 def check_table_path(
     path:str|os.PathLike, # where a table shall be
+    kinds:Sequence[str]=('.csv', '.jsonl', '.parquet'), # suffixes that it may have
 ):
     "`ValueError`, `FileNotFoundError` or `OSError` before the work, rather than after it"
     path = Path(path)
-    if path.suffix not in ('.csv', '.jsonl', '.parquet'): raise ValueError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
+    if path.suffix not in kinds: raise ValueError(f"{path}: expected a name that ends in {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
     if not path.parent.is_dir(): raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
     if path.suffix == '.parquet' and not any(map(find_spec, ('pyarrow', 'fastparquet'))): raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow; or name a .csv or .jsonl file")
     try: tempfile.TemporaryFile(dir=path.parent).close()
@@ -285,7 +286,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
     if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
-    log.debug('model %s, %s on %s; %d classes, %d templates', model, pretrained, clip.device or default_device(), len(words.class_names), len(clip.templates))
+    log.debug('model %s on %s; %d classes, %d templates', model, clip.device or default_device(), len(words.class_names), len(clip.templates))
     clip._clip()
     return clip, begun
 
