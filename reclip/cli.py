@@ -6,7 +6,7 @@
 __all__ = ['app', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'Model', 'Pretrained', 'Device', 'PrecisionOption',
            'BatchSize', 'Workers', 'Cache', 'NoCache', 'MaxUnreadable', 'Seed', 'Resume', 'Overwrite', 'Report',
            'Quiet', 'Verbose', 'command', 'Precision', 'Projection', 'Search', 'Recipe', 'adapt', 'zeroshot', 'predict',
-           'report', 'export', 'cache', 'info', 'demo', 'main_options', 'main']
+           'report', 'export', 'cache', 'info', 'demo', 'bench', 'main_options', 'main']
 
 # %% ../nbs/11_cli.ipynb #cli-export-imports
 import functools
@@ -53,11 +53,13 @@ def _job(function, name, args, kwargs):
 
 def command(
     function, # body of a command
+    group:typer.Typer=app, # where it belongs
+    prefix:str='', # words before its name in messages
 ):
     "Register a command that ends with one sentence and exit code 2 on bad input, and with 130 on Ctrl-C"
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        name = function.__name__.rstrip('_')
+        name = prefix + function.__name__.rstrip('_')
         try: return function(*args, **kwargs) if world() == 1 else _job(function, name, args, kwargs)
         except KeyboardInterrupt:
             if is_first(): print(f'\nreclip {name}: stopped.{_go_on(name)}', file=sys.stderr)
@@ -66,7 +68,7 @@ def command(
             if isinstance(e, typer.Exit) or not _mendable(e): raise
             if is_first() or not getattr(e, 'alike', False): _tell(name, str(e))
             raise typer.Exit(2)
-    return app.command(function.__name__.rstrip('_'), no_args_is_help=function.__name__ not in ('demo', 'cache'))(wrapped)
+    return group.command(function.__name__.rstrip('_'), no_args_is_help=group is app and function.__name__ not in ('demo', 'cache'))(wrapped)
 
 def _say(quiet, verbose):
     "Messages of the library as plain lines on stderr, above the bars; those of open_clip and the hub if `verbose`"
@@ -332,6 +334,13 @@ def demo(output:Annotated[Path, _option('--output', '-o', group='What', metavar=
     for name, value in _steps(table, truth).items(): print(f'  {name:20}{value:7.1%}')
     if report: _write_report(output / 'run', output / 'labels.csv', None, quiet)
     print(f'\n{output}/  images/  labels.csv  figure.png  run/    {time.perf_counter() - started:.0f} s')
+
+# %% ../nbs/11_cli.ipynb #cli-bench
+@app.command('bench', add_help_option=False, context_settings=dict(ignore_unknown_options=True))
+def bench(rest:Annotated[Optional[list[str]], typer.Argument(metavar='WHAT [OPTIONS]', help='`propagation`, `adaptation`, `encoding` or `all`; `reclip bench -h` says more.', show_default=False)]=None):
+    "Measure time, memory and agreement: one JSON row a measurement."
+    from reclip.bench import app as measuring
+    measuring(rest or ['--help'], prog_name='reclip bench')
 
 # %% ../nbs/11_cli.ipynb #cli-version
 def _version(wanted:bool):

@@ -147,6 +147,27 @@ def _add_gradients(params):
     for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     add_up([p.grad for p in params])
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-gradients
+def _gain(precision): return 1024. if precision == 'float16' else 1.            # lifts small gradients over float16's smallest number
+
+def _text_gradients(model, own_prompts, others, centroids, frozen, labels, logit_scale, chunk, precision):
+    "T's loss on a batch, and what it asks of the text norms; class texts of other processes are constants"
+    with mixed(frozen.device, precision): own = texts_with_gradients(model, *own_prompts, chunk) if own_prompts[2] else centroids[:0]
+    if not others: others.append(gather_rows(own.detach(), len(centroids)))           # once a step, however often memory runs out
+    loss = F.cross_entropy(logit_scale * frozen @ with_own(others[0], own).T, labels)
+    if own_prompts[2]: (_gain(precision) * loss).backward()
+    return loss.detach()
+
+def _image_gradients(model, place, images, centroids, labels, logit_scale, weight, size, precision):
+    "V's loss on this process's part of a batch, `size` images at a time, and what it asks of the image norms; each image counts `weight`"
+    total = 0.
+    for part, label in zip(images.split(size), labels.split(size)):
+        with mixed(centroids.device, precision): seen = F.normalize(model.encode_image(place(part)).float(), dim=-1)
+        loss = F.cross_entropy(logit_scale * seen @ centroids.T, label, reduction='sum') * weight
+        (_gain(precision) * loss).backward()
+        total = total + loss.detach()
+    return total
+
 # %% ../nbs/06_selftrain.ipynb #selftrain-train-epoch
 def train_epoch(
     model, # lent by borrowed; the norm parameters of both towers require gradients
@@ -169,7 +190,6 @@ def train_epoch(
     "One pass over the agreeing images, both students learning side by side (paper, section 3.3); several processes take a share of each batch and of the classes"
     labels, mask, centroids = (from_first(o) for o in (labels, mask, centroids))      # all learn from the same, to the last bit
     device, own_prompts, params, keep = frozen_features.device, _own_classes(*prompts, len(centroids)), [p for g in optimizer.param_groups for p in g['params']], mask.cpu()
-    gain = 1024. if precision == 'float16' else 1.            # lifts small gradients over float16's smallest number
     drawn = torch.randperm(len(data), generator=generator).split(batch_size)
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
     loader, place = image_loader(data, device, num_workers, batch_sampler=[o.tolist() for b, _ in batches if len(o := b[share(len(b))])]), placer(model, device)
@@ -177,25 +197,16 @@ def train_epoch(
     sums, size, loaded, reached = torch.zeros(2, device=device), forward_size or batch_size, iter(loader), None
     for b, (_, n_drawn) in zip(rows, batches):
         mine, others = b[share(len(b))], []
-        images = next(loaded) if len(mine) else torch.empty(0)
+        images, weight = next(loaded) if len(mine) else torch.empty(0), 1 / len(b) / (n_drawn if recipe == 'official' else 1)
         def gradients(size):
             optimizer.zero_grad()
-            with mixed(device, precision): own = texts_with_gradients(model, *own_prompts, 4 * size) if own_prompts[2] else centroids[:0]
-            if not others: others.append(gather_rows(own.detach(), len(centroids)))           # once a step, however often memory runs out
-            loss_t, loss_v = F.cross_entropy(logit_scale * frozen_features[b] @ with_own(others[0], own).T, labels[b]), torch.zeros((), device=device)
-            if own_prompts[2]: (gain * loss_t).backward()
-            for part, of in zip(images.split(size), mine.split(size)) if len(mine) else ():
-                with mixed(device, precision): seen = F.normalize(model.encode_image(place(part)).float(), dim=-1)
-                weight = len(of) / len(b) / (n_drawn if recipe == 'official' else 1)
-                loss = F.cross_entropy(logit_scale * seen @ centroids.T, labels[of]) * weight
-                (gain * loss).backward()
-                loss_v = loss_v + loss.detach()
-            return torch.stack([loss_t.detach(), loss_v])
+            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 4 * size, precision)
+            loss_v = _image_gradients(model, place, images, centroids, labels[mine], logit_scale, weight, size, precision) if len(mine) else torch.zeros_like(loss_t)
+            return torch.stack([loss_t, loss_v])
         losses, size = fit_memory(gradients, size)
         if reached is None: reached = on_first(lambda: [p.grad is not None for p in params])     # the first has a part of everything
         _add_gradients([p for p, has in zip(params, reached) if has])
-        if gain != 1:
-            for p in (p for p in params if p.grad is not None): p.grad.div_(gain)
+        for p in params if _gain(precision) != 1 else (): p.grad = None if p.grad is None else p.grad.div_(_gain(precision))
         optimizer.step()
         sums += losses
         if bar is not None: bar.update()

@@ -3,16 +3,15 @@ import copy
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
-from reclip import ReCLIP, accuracy, demo
+from reclip import ReCLIP, accuracy, demo, released
 from reclip.selftrain import adapt, default_epochs, norm_parameters
-from reclip.tests import released_loop
 
 
 @pytest.mark.parametrize('recipe', ['paper', 'official'])
 def test_equals_the_released_loop(clip, digits, recipe):
     model, preprocess, tokenizer = clip
     pixels = torch.stack([preprocess(o) for o in digits[0]])
-    logits, losses = released_loop.run(model, pixels, tokenizer, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
+    logits, losses, _ = released.run(model, pixels, tokenizer, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
     history, seen = [], []
     for epochs in (0, 1, 2):
         found = adapt(model, pixels, None, tokenizer, demo.class_names, demo.templates[:2], epochs=epochs, recipe=recipe, max_dim=768, max_iter=20)
