@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from .clip import ImageDataset, encode_images, load_clip, unit_rows
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
 from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state, student_labels, student_logits
-from .zeroshot import check_class_names, check_templates, text_classifier
+from .zeroshot import check_class_names, check_templates, same_text, text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
 def write_folder(
@@ -151,9 +152,9 @@ class ReCLIP(BaseEstimator):
     )->'ReCLIP': # itself
         "Adapt to the images"
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in _NOT_FOR_ADAPT}
-        model, preprocess, tokenizer = self._clip()
+        (model, preprocess, tokenizer), text = self._clip(), self._distinct_texts()
         found = adapt(model, images, preprocess, tokenizer, self._names(), self.templates, max_dim=self._max_dim(), scorer=scorer, progress=self.verbose,
-                      frozen_features=frozen_features, state=state, keep=keep, **settings)
+                      frozen_features=frozen_features, text_features=text, state=state, keep=keep, **settings)
         self.probability_, self.labels_, self.confidence_, self.t_labels_, self.v_labels_ = _students(found.frozen_features, found.text_features, found.image_features, found.centroids, logit_scale=self.logit_scale)
         for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids', 'image_features'): setattr(self, f'{name}_', getattr(found, name).cpu())
         for name in ('text_state', 'image_state'): setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
@@ -165,7 +166,7 @@ class ReCLIP(BaseEstimator):
         propagate:bool=True, # False: plain zero-shot labels, nothing is learned
     )->'ReCLIP': # itself; both students are the pretrained model
         "Training-free ReCLIP (stages 1 and 2): `labels_` come from label propagation, and V's centroids from them. `ValueError` if the width is not the model's"
-        model, text = self._clip()[0], self._zero_shot_texts()
+        model, text = self._clip()[0], self._distinct_texts()
         x = unit_rows(image_features, 'image_features').float().cpu()
         if x.shape[1] != text.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model")
         probability, labels, confidence, zero_shot, _ = _students(x, text, x, text, logit_scale=self.logit_scale)
@@ -173,7 +174,7 @@ class ReCLIP(BaseEstimator):
         if propagate:
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
             on, basis = next(model.parameters()).device, projection_basis(text, self.projection, self._max_dim())
-            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, self.n_neighbors, self.alpha, max_iter, self.tol, self.search))
+            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, self.n_neighbors, self.alpha, max_iter, self.tol, self.search, self.verbose))
             labels, confidence, probability = (torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability)))      # zero-shot where nothing arrived
             centroids = class_centroids(x, found, text, text)
         self.labels_, self.confidence_, self.probability_, self.image_features_ = labels, confidence, probability, x
@@ -231,13 +232,14 @@ class ReCLIP(BaseEstimator):
         preprocess=None, # of that model
         tokenizer=None, # of that model
         device:str|None=None, # for a model by name
+        verbose:bool|None=None, # show progress bars; default: as it was saved
     )->'ReCLIP': # fitted, ready to predict
         "Read what `save` wrote; `FileNotFoundError` or `ValueError` says what is missing or does not fit"
         tensors, config = read_folder(folder)
         endless = [name for name, o in tensors.items() if o.is_floating_point() and not o.isfinite().all()]
         if endless: raise ValueError(f"{folder} is damaged: {endless[0]} holds numbers that are not finite; save it again")
         try:
-            self = cls(**{k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | dict(device=device))
+            self = cls(**{k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | dict(device=device) | ({} if verbose is None else dict(verbose=verbose)))
             self.history_, expected = config['history'], config['fingerprint']
             for name in _RESULTS: setattr(self, name, tensors[name])
         except (KeyError, TypeError) as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {type(e).__name__}: {e}; save it again") from e
@@ -270,9 +272,23 @@ class ReCLIP(BaseEstimator):
         return tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions)
 
     def _zero_shot_texts(self):
-        "Text features of the pretrained model"
+        "Text features of the pretrained model, encoded once for the same words"
         model, _, tokenizer = self._clip()
-        with borrowed(model): return text_classifier(model, tokenizer, self._names(), self.templates, self.encode_batch_size or 256, self.descriptions).cpu()
+        known, words = getattr(self, '_texts', (None, None)), (fingerprint(model), repr((self._names(), self.templates, self.descriptions)))
+        if known[0] is not model or known[1] != words:
+            with borrowed(model): self._texts = known = model, words, text_classifier(model, tokenizer, self._names(), self.templates, self.encode_batch_size or 256, self.descriptions, self.verbose).cpu()
+        return known[2].clone()
+
+    def _distinct_texts(self):
+        "The same, and a warning if the model cannot tell two classes apart"
+        if same := self._look_alike(text := self._zero_shot_texts()): warnings.warn(same, stacklevel=3)
+        return text
+
+    def _look_alike(self, text):
+        "A sentence about two classes with the same text, or None"
+        if (pair := same_text(text)) is None: return
+        a, b = (o if isinstance(o, str) else o[0] for o in (self._names()[i] for i in pair))
+        return f"class_names: this model cannot tell {a!r} from {b!r}, it has the same text features for both{'; the demo model knows only digits and letters' if self.model == 'demo' else ''}. Use other words or another model"
 
     def _names(self):
         if self.class_names is None: raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
@@ -298,4 +314,4 @@ class ReCLIP(BaseEstimator):
     def _check_fitted(self):
         if not hasattr(self, 'centroids_'): raise NotFittedError("this ReCLIP has learned nothing yet: call fit(images), or ReCLIP.load(folder)")
 
-    def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k != '_loaded'}     # a model by name is not copied along
+    def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ('_loaded', '_texts')}     # a model by name is not copied along

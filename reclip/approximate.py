@@ -8,7 +8,8 @@ __all__ = ['log', 'approximate_neighbors']
 # %% ../nbs/04a_approximate.ipynb #approximate-export-imports
 import logging
 import torch
-from .devices import on_first
+from tqdm.auto import tqdm
+from .devices import is_first, on_first
 
 # %% ../nbs/04a_approximate.ipynb #approximate-index
 log = logging.getLogger('reclip')
@@ -52,10 +53,11 @@ def approximate_neighbors(
     n_neighbors:int=20, # k; fewer where there are not so many other nodes
     recall:float=.99, # share of true neighbours to find, in (0, 1]; measured on `sample` nodes
     sample:int=512, # nodes searched exactly
-    block_size:int=65_536, # nodes in one search
+    block_size:int=16_384, # nodes in one search
     rows:slice=slice(None), # neighbours of these nodes only
     shared:bool=False, # all processes of a job call this with the same nodes: one looks for the centres
     seed:int=0, # of the centres and of the sample
+    progress:bool=False, # show a bar; it is the first process's
 )->tuple[torch.Tensor, torch.Tensor, float]: # index (n, k) int64; cosine (n, k), nearest first; recall as measured
     "Nearest neighbours by cosine from an inverted file; `ModuleNotFoundError` without faiss. A place that could not be filled holds the node itself at cosine -1"
     if not 0 < recall <= 1: raise ValueError(f"recall: expected a number in (0, 1], got {recall}")
@@ -70,6 +72,7 @@ def approximate_neighbors(
         if hit >= recall or index.nprobe >= cells: break
         index.nprobe = min(2 * index.nprobe, cells)
     log.info('neighbours of %s nodes: %s of %s cells searched, recall %.3f', f'{len(v):,}', index.nprobe, f'{cells:,}', hit)
-    parts = [_search(index, v, some, k) for some in torch.arange(len(v))[rows].split(block_size)]
+    bar = tqdm(torch.arange(len(v))[rows].split(block_size), 'find neighbours', unit='block', disable=not (progress and is_first()), delay=1, leave=False)
+    parts = [_search(index, v, some, k) for some in bar]
     found, cosine = (torch.cat(o) for o in zip(*parts))
     return found.to(nodes.device), cosine.to(nodes), hit

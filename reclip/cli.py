@@ -71,15 +71,21 @@ def command(
     return group.command(function.__name__.rstrip('_'), no_args_is_help=group is app and function.__name__ not in ('demo', 'cache'))(wrapped)
 
 def _say(quiet, verbose):
-    "Messages of the library as plain lines on stderr"
-    quiet = quiet or not is_first()
-    warnings.showwarning = lambda message, *rest, **more: None if quiet else print(f'note: {message}', file=sys.stderr)
-    log = logging.getLogger('reclip')
-    log.handlers[:] = [logging.StreamHandler()]
-    log.handlers[0].setFormatter(logging.Formatter('%(message)s'))
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
-    logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
-    if verbose: logging.basicConfig(level=logging.INFO, format='%(name)s: %(message)s'); log.propagate = False
+    "Messages of the library as plain lines on stderr, above the bars; those of open_clip and the hub if `verbose`"
+    quiet, log, lines = quiet or not is_first(), logging.getLogger('reclip'), logging.Handler()
+    lines.emit = lambda record: _line(record.getMessage())
+    warnings.showwarning = lambda message, *rest, **more: None if quiet else _line(f'note: {message}')
+    log.handlers[:], log.propagate = [lines], False                                  # open_clip gives the root logger a handler too
+    log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    if verbose: logging.basicConfig(format='%(name)s: %(message)s')
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.CRITICAL)
+    os.environ.setdefault('HF_HUB_VERBOSITY', 'warning' if verbose else 'critical')       # read when huggingface_hub is imported
+    if not verbose: logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
+
+def _line(text):
+    "A line on stderr that does not run into a bar"
+    from tqdm import tqdm
+    tqdm.write(text, file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #cli-options
 class Precision(str, Enum):
@@ -98,23 +104,23 @@ class Recipe(str, Enum):
     "See adapt"
     paper = 'paper'; official = 'official'
 
-def _option(*names, group, **settings): return typer.Option(*names, rich_help_panel=group, **settings)
+def _option(*names, group, metavar='', **settings): return typer.Option(*names, rich_help_panel=group, metavar=metavar, **settings)       # a flag has no value to name
 
-Images = Annotated[str, typer.Argument(help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.tar` or a pattern such as `shards-{000..009}.tar`, or a `.npy` / `.safetensors` file of features.', show_default=False)]
-Run = Annotated[Path, typer.Argument(help='Folder that `reclip adapt` or `reclip zeroshot` wrote.', show_default=False)]
-Classes = Annotated[str, _option('--classes', '-c', group='What', help='A `.txt` file with one class a line, a `.json` file, or names with commas between them. `car | automobile` is one class with two names; `{"car": ["has four wheels."]}` adds descriptions.', show_default=False)]
-Output = Annotated[Path, _option('--output', '-o', group='What', help='Folder to write; it appears when all is done.', show_default=False)]
-Templates = Annotated[Optional[list[str]], _option('--templates', '-t', group='What', help='A set (photo, simple, imagenet, satellite, texture, sign, face, digit, drawing, medical), a file with one sentence a line, or a sentence with `{}`; may be repeated.  [default: photo]', show_default=False)]
-Model = Annotated[str, _option('--model', '-m', group='Model', help='An open_clip name, `hf-hub:org/name`, `local-dir:folder`, or `demo`, the small model that ships with reclip.')]
-Pretrained = Annotated[str, _option('--pretrained', '-p', group='Model', help='An open_clip tag, or a local checkpoint.')]
-Device = Annotated[Optional[str], _option('--device', group='Machine', help='`cpu`, `cuda`, `cuda:1`, ...  [default: a GPU if there is one]', show_default=False)]
-PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', help='Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.')]
-BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, halved when memory runs out]', show_default=False)]
-Workers = Annotated[int, _option('--workers', '-w', group='Machine', min=0, help='Processes that open images.')]
-Cache = Annotated[Optional[Path], _option('--cache', group='Machine', help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s cache folder]', show_default=False)]
+Images = Annotated[str, typer.Argument(metavar='IMAGES', help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.tar` or a pattern such as `shards-{000..009}.tar`, or a `.npy` / `.safetensors` file of features.', show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar='RUN', help='Folder that `reclip adapt` or `reclip zeroshot` wrote.', show_default=False)]
+Classes = Annotated[str, _option('--classes', '-c', group='What', metavar='WORDS', help='A `.txt` file with one class a line, a `.json` file, or names with commas between them. `car | automobile` is one class with two names; `{"car": ["has four wheels."]}` adds descriptions.', show_default=False)]
+Output = Annotated[Path, _option('--output', '-o', group='What', metavar='RUN', help='Folder to write; it appears when all is done.', show_default=False)]
+Templates = Annotated[Optional[list[str]], _option('--templates', '-t', group='What', metavar='TEXT', help='A set (photo, simple, imagenet, satellite, texture, sign, face, digit, drawing, medical), a file with one sentence a line, or a sentence with `{}`; may be repeated, all of them count.  [default: photo]', show_default=False)]
+Model = Annotated[str, _option('--model', '-m', group='Model', metavar='NAME', help='An open_clip name, `hf-hub:org/name`, `local-dir:folder`, or `demo`, the small model that ships with reclip and knows only digits and letters.')]
+Pretrained = Annotated[str, _option('--pretrained', '-p', group='Model', metavar='TAG', help='An open_clip tag, or a checkpoint file on this machine.')]
+Device = Annotated[Optional[str], _option('--device', group='Machine', metavar='NAME', help='`cpu`, `cuda`, `cuda:1`, ...  [default: a GPU if there is one]', show_default=False)]
+PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', metavar='|'.join(Precision.__members__), help='Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.')]
+BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', metavar='N', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, halved when memory runs out]', show_default=False)]
+Workers = Annotated[int, _option('--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images.')]
+Cache = Annotated[Optional[Path], _option('--cache', group='Machine', metavar='DIR', help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s cache folder]', show_default=False)]
 NoCache = Annotated[bool, _option('--no-cache', group='Machine', help='Neither read nor keep such features.')]
-MaxUnreadable = Annotated[float, _option('--max-unreadable', group='What', min=0, max=1, help='Stop if a larger share of the images cannot be opened.')]
-Seed = Annotated[int, _option('--seed', group='Method', help='Of the order of training.')]
+MaxUnreadable = Annotated[float, _option('--max-unreadable', group='What', metavar='SHARE', min=0, max=1, help='Stop if a larger share of the images cannot be opened.')]
+Seed = Annotated[int, _option('--seed', group='Method', metavar='N', help='Of the order of training.')]
 Resume = Annotated[bool, _option('--resume', group='Run', help='Go on with the same command where it was stopped.')]
 Overwrite = Annotated[bool, _option('--overwrite', group='Run', help='Replace an earlier run in the output folder. Other folders are never replaced.')]
 Report = Annotated[bool, _option('--report', group='Run', help='Write the report at the end.')]
@@ -123,7 +129,7 @@ Verbose = Annotated[bool, _option('--verbose', '-v', group='Run', help='More mes
 
 # %% ../nbs/11_cli.ipynb #cli-adapt
 def _templates(given):
-    "One set, file or sentence, or several sentences"
+    "As run.adapt takes it: one set, file or sentence, or several"
     return 'photo' if not given else given[0] if len(given) == 1 else given
 
 def _cache(folder, off):
@@ -153,18 +159,19 @@ def _account(output, table, most=8):
 def _write_report(folder, labels, images, quiet):
     _say(quiet, False)
     from reclip.report import write_report
-    print(write_report(folder, labels, images))
+    path = write_report(folder, labels, images)
+    if not quiet: print(path)
 
 @command
 def adapt(images:Images, classes:Classes, output:Output, templates:Templates=None, max_unreadable:MaxUnreadable=.1, model:Model='ViT-B-32', pretrained:Pretrained='openai',
     training_free:Annotated[bool, _option('--training-free', group='Method', help='Label propagation only, no training: minutes instead of hours.')]=False,
-    projection:Annotated[Projection, _option('--projection', group='Method', help='Space of the graph; `none` if distinct class names are few.')]=Projection.P2,
-    epochs:Annotated[Optional[int], _option('--epochs', group='Method', min=0, help='Passes over the images.  [default: images / 5000 + 2, at most 100]', show_default=False)]=None,
-    recipe:Annotated[Recipe, _option('--recipe', group='Method', help='Follow the paper or the released code where they differ.')]=Recipe.paper,
-    step:Annotated[int, _option('--step', group='Method', min=1, help='Images drawn in one training step; a setting of the method, unlike --batch-size.')]=64,
-    lr_text:Annotated[float, _option('--lr-text', group='Method', help='Learning rate of the text student.')]=1e-3, lr_image:Annotated[float, _option('--lr-image', group='Method', help='Learning rate of the image student.')]=1e-3,
-    neighbors:Annotated[int, _option('--neighbors', group='Method', min=1, help='Neighbours of each image in the graph.')]=20, alpha:Annotated[float, _option('--alpha', group='Method', help='How much neighbours pass on, between 0 and 1.')]=.99,
-    search:Annotated[Search, _option('--search', group='Machine', help='How neighbours are found; `auto` is approximate above 65,536 images without a GPU, if faiss is installed.')]=Search.auto,
+    projection:Annotated[Projection, _option('--projection', group='Method', metavar='|'.join(Projection.__members__), help='Space of the graph; `none` if distinct class names are few.')]=Projection.P2,
+    epochs:Annotated[Optional[int], _option('--epochs', group='Method', metavar='N', min=0, help='Passes over the images.  [default: images / 5000 + 2, at most 100]', show_default=False)]=None,
+    recipe:Annotated[Recipe, _option('--recipe', group='Method', metavar='|'.join(Recipe.__members__), help='Follow the paper or the released code where they differ.')]=Recipe.paper,
+    step:Annotated[int, _option('--step', group='Method', metavar='N', min=1, help='Images drawn in one training step; a setting of the method, unlike --batch-size.')]=64,
+    lr_text:Annotated[float, _option('--lr-text', group='Method', metavar='RATE', help='Learning rate of the text student.')]=1e-3, lr_image:Annotated[float, _option('--lr-image', group='Method', metavar='RATE', help='Learning rate of the image student.')]=1e-3,
+    neighbors:Annotated[int, _option('--neighbors', group='Method', metavar='N', min=1, help='Neighbours of each image in the graph.')]=20, alpha:Annotated[float, _option('--alpha', group='Method', metavar='SHARE', help='How much neighbours pass on, between 0 and 1.')]=.99,
+    search:Annotated[Search, _option('--search', group='Machine', metavar='|'.join(Search.__members__), help='How neighbours are found; `auto` is approximate above 65,536 images without a GPU, if faiss is installed.')]=Search.auto,
     grad_checkpointing:Annotated[bool, _option('--grad-checkpointing', group='Machine', help='Train in less memory, about a third slower.')]=False, compile:Annotated[bool, _option('--compile', group='Machine', help='Let torch.compile make one program of the image tower; pays on long runs on a GPU.')]=False,
     seed:Seed=0, device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None, no_cache:NoCache=False, resume:Resume=False, overwrite:Overwrite=False, report:Report=False, quiet:Quiet=False, verbose:Verbose=False):
     """Adapt CLIP to IMAGES and label them.
@@ -201,8 +208,8 @@ def zeroshot(images:Images, classes:Classes, output:Output, templates:Templates=
 
 # %% ../nbs/11_cli.ipynb #cli-others
 @command
-def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '-o', group='What', help='A `.csv`, `.jsonl` or `.parquet` file.', show_default=False)],
-    probabilities:Annotated[Optional[Path], _option('--probabilities', group='What', help='Also write all probabilities (images, classes) as a `.npy` file.', show_default=False)]=None, max_unreadable:MaxUnreadable=.1,
+def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '-o', group='What', metavar='FILE', help='A `.csv`, `.jsonl` or `.parquet` file.', show_default=False)],
+    probabilities:Annotated[Optional[Path], _option('--probabilities', group='What', metavar='FILE', help='Also write all probabilities (images, classes) as a `.npy` file.', show_default=False)]=None, max_unreadable:MaxUnreadable=.1,
     device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None, no_cache:NoCache=False, overwrite:Overwrite=False, quiet:Quiet=False, verbose:Verbose=False):
     """Label new IMAGES with the model of a RUN.
 
@@ -214,6 +221,7 @@ def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '
     from reclip import run as runs
     def check():
         runs.check_table_path(output)
+        if probabilities is not None: runs.check_table_path(probabilities, ('.npy',))
         for path in (output, probabilities):
             if path is not None and path.exists() and not overwrite: raise FileExistsError(f'{path} exists; name another file, or pass --overwrite')
     on_first(check)
@@ -225,8 +233,8 @@ def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '
     if not quiet: print(f'{len(table):,} images in {output}' + (f', {len(skipped):,} skipped, the first: {skipped[0].path}: {skipped[0].reason}' if skipped else ''))
 
 @command
-def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='What', help='For scoring only: a `.csv` with columns path and label, a `.json`, or the word `folders` if each image lies in a folder named after its class.', show_default=False)]=None,
-    images:Annotated[Optional[str], _option('--images', group='What', help='Where the images are now, if they have moved.', show_default=False)]=None, quiet:Quiet=False):
+def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='What', metavar='FILE', help='For scoring only: a `.csv` with columns path and label, a `.json`, or the word `folders` if each image lies in a folder named after its class.', show_default=False)]=None,
+    images:Annotated[Optional[str], _option('--images', group='What', metavar='DIR', help='Where the images are now, if they have moved.', show_default=False)]=None, quiet:Quiet=False):
     """Write RUN/report.html, one page that needs nothing else, and RUN/report.ipynb, the notebook behind it.
 
     Examples:
@@ -238,7 +246,7 @@ def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='W
     _write_report(run, labels, images, quiet)
 
 @command
-def export(run:Run, output:Annotated[Path, typer.Argument(help='Folder to write.', show_default=False)]):
+def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)]):
     """Write the adapted image tower as a plain open_clip checkpoint, with its classifier beside it.
 
     Example:
@@ -249,7 +257,7 @@ def export(run:Run, output:Annotated[Path, typer.Argument(help='Folder to write.
     print(runs.export(run, output))
 
 @command
-def cache(folder:Cache=None, clear:Annotated[bool, typer.Option('--clear', help='Remove all of it.')]=False):
+def cache(folder:Cache=None, clear:Annotated[bool, typer.Option('--clear', metavar='', help='Remove all of it.')]=False):
     """Show the features that earlier runs left for later ones, or remove them.
 
     Examples:
@@ -301,8 +309,8 @@ def _steps(table, truth):
     return {name: float((table[column] == truth).mean()) for column, name in names.items()}
 
 @command
-def demo(output:Annotated[Path, _option('--output', '-o', group='What', help='Folder to write; it must not exist.')]=Path('reclip-demo'), projection:Annotated[Projection, _option('--projection', group='Method', help='Space of the graph.')]=Projection.P2,
-    recipe:Annotated[Recipe, _option('--recipe', group='Method', help='Follow the paper or the released code.')]=Recipe.paper, epochs:Annotated[Optional[int], _option('--epochs', group='Method', min=0, help='Passes over the images.  [default: 2]', show_default=False)]=None,
+def demo(output:Annotated[Path, _option('--output', '-o', group='What', metavar='DIR', help='Folder to write; it must not exist.')]=Path('reclip-demo'), projection:Annotated[Projection, _option('--projection', group='Method', metavar='|'.join(Projection.__members__), help='Space of the graph.')]=Projection.P2,
+    recipe:Annotated[Recipe, _option('--recipe', group='Method', metavar='|'.join(Recipe.__members__), help='Follow the paper or the released code.')]=Recipe.paper, epochs:Annotated[Optional[int], _option('--epochs', group='Method', metavar='N', min=0, help='Passes over the images.  [default: 2]', show_default=False)]=None,
     seed:Seed=0, report:Annotated[bool, _option('--report/--no-report', group='Run', help='Write the report too.')]=True, quiet:Quiet=False):
     """Adapt the CLIP that ships with reclip to 1,797 handwritten digits.
 
@@ -342,7 +350,7 @@ def _version(wanted:bool):
         raise typer.Exit()
 
 @app.callback()
-def main_options(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Say which version this is.')]=False): pass
+def main_options(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, metavar='', help='Say which version this is.')]=False): pass
 
 def main():
     "The entry point of `reclip` and `python -m reclip`"

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .devices import alike, default_device, everyone, gather_rows, share, together, world
+from .devices import alike, default_device, everyone, gather_rows, is_first, share, together, world
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
 def _check_name(
@@ -29,8 +29,19 @@ def _check_name(
     what:str, # how to call it in the message
 ):
     if name in known: return
-    near = difflib.get_close_matches(name, known, n=3, cutoff=.5)
-    raise ValueError(f"unknown {what} {name!r}" + (f"; nearest: {', '.join(near)}" if near else '') + f"; there are {len(known)}: open_clip.list_pretrained() shows them")
+    own = {o.lower(): o for o in known}
+    near = [own[o] for o in difflib.get_close_matches(name.lower(), own, n=3, cutoff=.5)]
+    told = f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}" if len(known) < 30 else ''
+    raise ValueError(f"unknown {what} {name!r}{told}; there are {len(known)}: open_clip.list_pretrained() shows them")
+
+def _device(name):
+    "The device of that name, or the default one; `ValueError` if this machine has none"
+    try: torch.empty(1, device=name or default_device()).cpu()
+    except torch.cuda.OutOfMemoryError: raise
+    except (RuntimeError, AssertionError, TypeError) as e:
+        here = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count())), *(['mps'] if torch.backends.mps.is_available() else [])]
+        raise ValueError(f"device: {str(name)!r} cannot be used; this machine has {', '.join(here)}") from e
+    return name or default_device()
 
 def _preprocessing(model):
     "What all tags of a model say about its images; a checkpoint file does not tell"
@@ -48,9 +59,9 @@ def _why_not_loaded(error):
     "One sentence about what went wrong inside open_clip"
     text = ' '.join(str(error).split())
     if isinstance(error, ImportError): return f"needs another package: {text}; pip install 'reclip-torch[hf]' brings transformers"
-    if 'loading state_dict' in text or 'size mismatch' in text: return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
+    if any(o in text for o in ('loading state_dict', 'size mismatch', 'width changed')): return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
     if 'eights_only' in text or 'Unsupported global' in text: return 'not a checkpoint that can be read safely: it holds other things than tensors, or is no checkpoint at all; save its state_dict as .safetensors'
-    if 'Failed to download' in text or 'HF Hub' in text: return f'the weights cannot be had from the hub: {text[-220:]}'
+    if 'Failed to download' in text or 'HF Hub' in text: return f'the weights cannot be had from the hub ({text[-220:].split("Last error: ")[-1].rstrip(".")}); name a checkpoint on this machine (pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)'
     if 'pretrained weights' in text: return f'no weights were found: {text[:160]}'
     return f'not a checkpoint that open_clip can read: {type(error).__name__}: {text[:160]}'
 
@@ -59,14 +70,14 @@ def load_clip(
     pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; not used by `"demo"` and `"hf-hub:..."`
     device:str|torch.device|None=None, # default: default_device
 )->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W) float32; list of str -> (B, L) int64
-    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a checkpoint. Checkpoints that carry code are refused"
-    device = device or default_device()
+    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint. Checkpoints that carry code are refused"
+    device = _device(device)
     if model == 'demo':
         from reclip.demo import demo_clip
         return demo_clip(device)
     named = not model.startswith(('hf-hub:', 'local-dir:'))
     if named:
-        _check_name(model, open_clip.list_models(), 'model')
+        _check_name(model, ['demo', *open_clip.list_models()], 'model')
         if pretrained is None: raise ValueError(f"{model} without `pretrained` would have random weights; tags: {', '.join(open_clip.list_pretrained_tags_by_model(model))}")
         if not Path(pretrained).is_file(): _check_name(pretrained, open_clip.list_pretrained_tags_by_model(model), f'tag or checkpoint file for {model}')
     source = f'{model}, {pretrained}' if named else model
@@ -323,6 +334,7 @@ def encode_text(
     model, # open_clip model
     tokens:torch.Tensor, # (P, L) int64, on any device
     batch_size:int=256, # prompts in one forward pass
+    progress:bool=False, # show a bar; it is the first process's
 )->torch.Tensor: # (P, D) float32, unit rows, on the model's device
     "Text features of all token rows, without gradients: each prompt that occurs is encoded once, in company of its own length, and by one process"
     device, rows = next(model.parameters()).device, []
@@ -330,5 +342,8 @@ def encode_text(
     order = _ends(model, different).argsort() if can_cut(model) else torch.arange(len(different))
     order = torch.cat([order[r::world()] for r in range(world())])              # each process has short and long ones
     mine = different[order[share(len(order))]]
-    if len(mine): rows = [encode_tokens(model, cut_tokens(model, part).to(device)) for part in mine.split(batch_size)]
+    with tqdm(desc='encode prompts', total=len(mine), unit='prompt', disable=not (progress and is_first()), delay=1, leave=False) as bar:
+        for part in mine.split(batch_size) if len(mine) else ():
+            rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
+            bar.update(len(part))
     return gather_rows(torch.cat(rows) if rows else None).to(device)[order.argsort()[place].to(device)]

@@ -11,8 +11,9 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 from .clip import unit_rows
-from .devices import gather_rows, share
+from .devices import gather_rows, is_first, share
 
 # %% ../nbs/04_graph.ipynb #graph-nearest-neighbors
 def nearest_neighbors(
@@ -21,6 +22,7 @@ def nearest_neighbors(
     block_size:int|None=None, # rows in one product; default: as many as keep a block at 64 MB of float32, 1 GB on a GPU
     rows:slice|None=None, # neighbours of these nodes only; default: of all
     half:bool|None=None, # nominate 2k candidates in float16 and rank them in float32; default: on a GPU
+    progress:bool=False, # show a bar; it is the first process's
 )->tuple[torch.Tensor, torch.Tensor]: # index (n, k) int64, cosine (n, k), nearest first; or as many rows as were asked for
     "Exact k nearest neighbours by cosine, without the node itself; memory `block_size * n`. With `half`, exact among the nominated"
     if n_neighbors < 1: raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
@@ -31,11 +33,13 @@ def nearest_neighbors(
     block, quick = block_size or max(1, 2**(28 if v.is_cuda else 24) // n), v.half() if half else v
     first, last, _ = (rows or slice(None)).indices(n)
     index, cosine = torch.empty(last - first, k, dtype=torch.int64, device=v.device), torch.empty(last - first, k, dtype=v.dtype, device=v.device)
-    for start in range(first, last, block):
-        some = slice(start, min(start + block, last))
-        near, at = quick[some] @ quick.T, slice(start - first, some.stop - first)
-        near.diagonal(offset=start).fill_(-torch.inf)
-        cosine[at], index[at] = _rank(v, some, near.topk(min(2 * k, n - 1)).indices, k) if half else near.topk(k)
+    with tqdm(desc='find neighbours', total=last - first, unit='node', disable=not (progress and is_first()), delay=1, leave=False) as bar:
+        for start in range(first, last, block):
+            some = slice(start, min(start + block, last))
+            near, at = quick[some] @ quick.T, slice(start - first, some.stop - first)
+            near.diagonal(offset=start).fill_(-torch.inf)
+            cosine[at], index[at] = _rank(v, some, near.topk(min(2 * k, n - 1)).indices, k) if half else near.topk(k)
+            bar.update(some.stop - start)
     return index, cosine
 
 def _rank(v, rows, found, k):
@@ -93,6 +97,7 @@ def neighbor_graph(
     block_size:int|None=None, # see nearest_neighbors
     search:str='auto', # `"exact"`, `"approximate"` (see approximate_neighbors; needs faiss), or `"auto"`: approximate above EXACT_UP_TO nodes if there is no GPU and faiss is installed
     shared:bool=False, # all processes of a job call this with the same nodes, and each searches for a share of them
+    progress:bool=False, # show a bar
 )->torch.Tensor: # S (n, n) sparse CSR
     "The normalised graph of the k nearest neighbours; `ValueError` for an unknown search"
     if search not in SEARCHES: raise ValueError(f"search: expected one of {', '.join(SEARCHES)}, got {search!r}")
@@ -100,6 +105,6 @@ def neighbor_graph(
     rows = share(len(nodes)) if shared else slice(None)
     if search == 'approximate':
         from reclip.approximate import approximate_neighbors
-        found = approximate_neighbors(nodes, n_neighbors, rows=rows, shared=shared)[:2]
-    else: found = nearest_neighbors(nodes, n_neighbors, block_size, rows)
+        found = approximate_neighbors(nodes, n_neighbors, rows=rows, shared=shared, progress=progress)[:2]
+    else: found = nearest_neighbors(nodes, n_neighbors, block_size, rows, progress=progress)
     return normalize_graph(affinity_graph(*(gather_rows(o, len(nodes)) if shared else o for o in found)))

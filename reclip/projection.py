@@ -27,7 +27,7 @@ def projection_basis(
     _, s, e = torch.linalg.svd(t.double(), full_matrices=False)
     rank = int((s > s[0] * max(t.shape) * torch.finfo(torch.float32).eps).sum())   # repeated class texts add no direction
     first, last = int(projection == 'P2'), min(rank, max_dim or rank)
-    if last <= first: raise ValueError(f"{projection} of {len(t)} classes leaves no direction: the class texts span {rank}, max_dim is {max_dim}. Use more distinct class names, or projection='P1' or 'none'")
+    if last <= first: raise ValueError(f"{projection} of {len(t)} classes leaves no direction: to this model the class texts differ in {rank - 1} directions, and max_dim is {max_dim}. Give names that it knows and tells apart, a larger max_dim, or projection='P1' or 'none'")
     if last - first == 1: warnings.warn(f"{projection} leaves one direction for {len(t)} classes, where a cosine can only be 1 or -1; projection='P1' or 'none' tells more apart", stacklevel=2)
     return e[first:last].T.to(t.dtype).contiguous()
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
+from tqdm.auto import tqdm
 from .clip import unit_rows
-from .devices import gather_rows, share
+from .devices import gather_rows, is_first, share
 from .graph import neighbor_graph, sparse_csr
 from .projection import project, projection_basis
 
@@ -38,11 +39,12 @@ def _renumbered(S, least=30_000):
     number[torch.from_numpy(order.astype('int64'))] = torch.arange(n)
     return sparse_csr(torch.from_numpy(A.indptr), torch.from_numpy(A.indices), torch.from_numpy(A.data), n), number
 
-def _solve(passed_on, Y, max_iter, tol):
-    "Z of `Z - passed_on(Z) = Y` by conjugate gradients, every column of Y of length 1"
+def _solve(passed_on, Y, max_iter, tol, tick):
+    "Z of `Z - passed_on(Z) = Y` by conjugate gradients, every column of Y of length 1; each iteration calls `tick`"
     Z, R, P, r2 = torch.zeros_like(Y), Y, Y.clone(), torch.ones_like(Y[0])
     for _ in range(max_iter):
         Q = passed_on(P)
+        tick()
         torch.sub(P, Q, out=Q)
         on = r2 > tol**2                                   # columns that still move
         step = torch.where(on, r2 / (P * Q).sum(0), 0)
@@ -63,22 +65,26 @@ def propagate_blocks(
     tol:float=1e-6, # a class is done when its residual is this small
     class_block:int|None=None, # classes solved together; default: 32, on a GPU 256
     classes:slice=slice(None), # only these
+    progress:bool=False, # show a bar; it is the first process's
 )->Iterator[tuple[torch.Tensor, torch.Tensor]]: # (b,) positions of classes, and their scores (N, b), block after block
     "Solve `(I - alpha S) Z = Y` by conjugate gradients (paper, section 3.2); memory `5 * class_block` numbers a node beside the graph"
     if not 0 < alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
     if max_iter < 1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
     if class_block is not None and class_block < 1: raise ValueError(f"class_block: expected 1 or more, got {class_block}")
     if not 0 < n_classes < S.shape[0]: raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
-    return _blocks(S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32), classes)
+    return _blocks(S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32), classes, progress and is_first())
 
-def _blocks(S, n_classes, alpha, max_iter, tol, class_block, wanted):
+def _blocks(S, n_classes, alpha, max_iter, tol, class_block, wanted, progress):
     S, number = _renumbered(S)
     passed_on = _passes_on(S, alpha)
-    for classes in torch.arange(n_classes, device=S.device)[wanted].split(class_block):
-        if not len(classes): return
-        Y = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)
-        Y[number[classes], classes - classes[0]] = 1
-        yield classes, _solve(passed_on, Y, max_iter, tol)[number[n_classes:]]
+    parts = torch.arange(n_classes, device=S.device)[wanted].split(class_block)
+    with tqdm(desc='spread labels', total=len(parts) * max_iter, unit='step', disable=not progress, delay=1, leave=False) as bar:
+        for done, classes in enumerate(parts, 1):
+            if not len(classes): return
+            Y = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)
+            Y[number[classes], classes - classes[0]] = 1
+            yield classes, _solve(passed_on, Y, max_iter, tol, bar.update)[number[n_classes:]]
+            bar.update(done * max_iter - bar.n)                   # most blocks need fewer steps
 
 def propagate(
     S:torch.Tensor, # (n, n), see propagate_blocks
@@ -159,10 +165,11 @@ def propagate_labels(
     max_iter:int=100, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
     search:str='auto', # see neighbor_graph
+    progress:bool=False, # show bars
 )->Summary: # `(pseudo_labels, confidence, probability)`
     "Pseudo-labels in a given projection space; memory grows with N and not with N times M. All processes of a job call this, and share the neighbours and the classes"
-    S, M = neighbor_graph(_nodes(image_features, text_features, basis), n_neighbors, search=search, shared=True), len(text_features)
-    return summarize(propagate_blocks(S, M, alpha, max_iter, tol, classes=share(M)), M, shared=True)
+    S, M = neighbor_graph(_nodes(image_features, text_features, basis), n_neighbors, search=search, shared=True, progress=progress), len(text_features)
+    return summarize(propagate_blocks(S, M, alpha, max_iter, tol, classes=share(M), progress=progress), M, shared=True)
 
 def _nodes(image_features, text_features, basis):
     "Projected text and image features, one under the other"

@@ -30,7 +30,7 @@ from safetensors.torch import save as to_bytes
 from .adapt import ReCLIP, fingerprint
 from .cache import encode_cached
 from .clip import PRECISIONS
-from .devices import from_first, is_first, node_first, on_first, together, world
+from .devices import default_device, from_first, is_first, node_first, on_first, together, world
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
 from .graph import SEARCHES
 from .projection import PROJECTIONS, projection_basis
@@ -76,11 +76,15 @@ def _read_tensors(path):
 # %% ../nbs/09_run.ipynb #run-tables
 def check_table_path(
     path:str|os.PathLike, # where a table shall be
+    kinds:Sequence[str]=('.csv', '.jsonl', '.parquet'), # suffixes that it may have
 ):
-    "`ValueError` or `FileNotFoundError` before the work, rather than after it"
+    "`ValueError`, `FileNotFoundError` or `OSError` before the work, rather than after it"
     path = Path(path)
-    if path.suffix not in ('.csv', '.jsonl', '.parquet'): raise ValueError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
+    if path.suffix not in kinds: raise ValueError(f"{path}: expected a name that ends in {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
     if not path.parent.is_dir(): raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
+    if path.suffix == '.parquet' and not any(map(find_spec, ('pyarrow', 'fastparquet'))): raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow; or name a .csv or .jsonl file")
+    try: tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as e: raise OSError(f"{path.parent} cannot be written to ({e.strerror}); name another folder") from e
 
 def write_array(
     array, # of numbers
@@ -99,9 +103,7 @@ def write_table(
     with whole_file(path) as p:
         if path.suffix == '.csv': table.to_csv(p, index=False)
         elif path.suffix == '.jsonl': table.to_json(p, orient='records', lines=True, force_ascii=False)
-        else:
-            try: table.to_parquet(p, index=False)
-            except ImportError as e: raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow") from e
+        else: table.to_parquet(p, index=False)
     return path
 
 def read_table(
@@ -162,7 +164,8 @@ def partial_folder(
 )->Path: # where it is while work goes on
     "`NAME.partial` beside `NAME`"
     output = Path(output)
-    return output.with_name(f'{output.name}.partial')
+    if output.name in ('', '..'): output = Path(os.path.abspath(output))          # `.` has no name of its own
+    return output.parent / f'{output.name}.partial'
 
 def is_run(
     folder:str|os.PathLike, # any path
@@ -315,6 +318,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'keep_images', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
     if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
+    log.debug('model %s on %s; %d classes, %d templates', model, clip.device or default_device(), len(words.class_names), len(clip.templates))
     clip._clip()
     return clip, begun
 
@@ -337,9 +341,11 @@ def adapt(
     "From images and words to a run. `ValueError`, `FileNotFoundError` or `FileExistsError` says what is wrong before any work is done"
     started, clock, output, shown = datetime.now().astimezone(), time.perf_counter(), Path(output), progress and is_first()
     clip, begun = node_first(lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, dict(verbose=shown) | settings))
-    if method != 'zeroshot':
-        text = clip._zero_shot_texts()
-        together(lambda: projection_basis(text, clip.projection, clip._max_dim()))      # too few distinct words show here, not after encoding
+    text = clip._zero_shot_texts()
+    def check():                                                                        # too few distinct words show here, not after encoding
+        if same := clip._look_alike(text): raise ValueError(same)
+        if method != 'zeroshot': projection_basis(text, clip.projection, clip._max_dim())
+    together(check)
     if (work := on_first(lambda: _open_output(output, begun, resume, overwrite))) is None:
         log.info('%s is finished already', output)
         return on_first(lambda: read_predictions(output))
@@ -386,7 +392,7 @@ def predict(
 )->tuple[pd.DataFrame, torch.Tensor, list[Skipped]]: # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
     "Labels of images that were not in the run"
     def prepare():
-        about, clip = read_run(run)['run'], ReCLIP.load(run, device=device).set_params(verbose=shown, **settings)
+        about, clip = read_run(run)['run'], ReCLIP.load(run, device=device, verbose=shown).set_params(**settings)
         _check_settings(clip)
         if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
         return about, clip
@@ -453,7 +459,7 @@ def export(
     "A plain open_clip checkpoint with V's image tower, and its classifier; `FileExistsError` if something stands there"
     settings, output = read_run(run)['settings'], Path(output)
     if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
-    clip = ReCLIP.load(run, device='cpu')
+    clip = ReCLIP.load(run, device='cpu', verbose=False)
     model, _, _ = clip._clip()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:

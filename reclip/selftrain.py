@@ -376,6 +376,7 @@ def adapt(
     compile:bool=False, # let torch.compile make one program of the image tower; pays on long runs
     descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
     frozen_features:torch.Tensor|None=None, # (N, D) unit rows of these images by this model, if they are known already
+    text_features:torch.Tensor|None=None, # (M, D) unit rows of these classes by this model, if they are known already
     state:TrainingState|None=None, # go on from here instead of from the start
     keep:Callable|None=None, # receives a TrainingState after each epoch
     scorer:Callable|None=None, # predicted labels (N,) -> number; its results go into the history and nowhere else
@@ -390,15 +391,15 @@ def adapt(
     if max_iter is None: max_iter = 20 if recipe == 'official' else 100
     if not keep_images >= 0: raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
     if epochs and keep_images and not isinstance(images, torch.Tensor): data = KeptImages(data, keep_images, num_workers)
-    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search)
+    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress)
     long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
     training = cut_tokens(model, short[0]).to(device), short[1]
-    def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256), prompts[1], M)
+    def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
     def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision)
     generator, history, trained, begin = torch.Generator().manual_seed(seed), [], {}, 0
     with mixed(device, precision): pass                     # refuses an unknown precision before any work
     with borrowed(model), tuned(model, grad_checkpointing, compile), tqdm(desc='self-training', total=epochs * -(-len(data) // batch_size), disable=not progress) as bar:
-        first_text = text_features = centroids = texts(long)
+        first_text = text_features = centroids = texts(long) if text_features is None else text_features.to(device)
         predicting_text = texts(short) if recipe == 'official' else text_features
         first_basis = basis = projection_basis(text_features, projection, max_dim)
         frozen = image_features = encode() if frozen_features is None else frozen_features.to(device)

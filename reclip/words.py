@@ -88,11 +88,17 @@ TEMPLATES = dict(
     drawing=('a drawing of a {}.', 'a sketch of a {}.', 'a cartoon of a {}.', 'a painting of a {}.'),
     medical=('a medical image of {}.', 'a microscope image of {}.', 'a scan that shows {}.'))
 
+def _together(several):
+    "Sentences of all items of a list, each once"
+    if not isinstance(several, Sequence): raise ValueError(f"templates: expected a string or a list, got {type(several).__name__}")
+    found = [s for o in several for s in (read_templates(o) if isinstance(o, os.PathLike) or isinstance(o, str) and (' ' not in o and '{}' not in o or os.path.isfile(o)) else [o])]
+    return list(dict.fromkeys(check_templates(found)))
+
 def read_templates(
-    templates:str|os.PathLike|Sequence='photo', # name of a set in TEMPLATES, a sentence with `{}`, a `.txt` file with one a line, or a list of sentences
+    templates:str|os.PathLike|Sequence='photo', # name of a set in TEMPLATES, a sentence with `{}`, a `.txt` file with one a line, or a list of such things
 )->list[str]: # (T,) sentences with `{}`
     "Templates in any form; `ValueError` says which sets there are, or which sentence lacks its `{}`"
-    if not isinstance(templates, (str, os.PathLike)): return check_templates(templates)
+    if not isinstance(templates, (str, os.PathLike)): return _together(templates)
     text = os.fspath(templates)
     if text in TEMPLATES: return list(TEMPLATES[text])
     if os.path.isfile(text):

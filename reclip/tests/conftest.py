@@ -1,5 +1,7 @@
 "What several tests need: the demo model and its digits, loaded once."
 import copy
+import logging
+import warnings
 import pytest
 import torch
 from reclip import demo, encode_images, text_classifier
@@ -11,6 +13,15 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('RECLIP_CACHE', str(folder := tmp_path_factory.mktemp('cache')))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def messages():
+    "Commands that a test calls in this process set up messages; what they found comes back"
+    log, root = logging.getLogger('reclip'), logging.getLogger()
+    before = log.handlers[:], log.propagate, log.level, root.level, warnings.showwarning
+    yield
+    (log.handlers[:], log.propagate, log.level, root.level), warnings.showwarning = before[:4], before[4]
 
 
 @pytest.fixture(scope='session')

@@ -1,15 +1,18 @@
 "The command line: same results as Python, one sentence and exit code 2 on bad input, nothing left behind."
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 from reclip import demo, run
-from reclip.cli import app
+from reclip.cli import _say, app
 
 WORDS = ', '.join(demo.class_names)
 
@@ -80,10 +83,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, done, tmp_path):
         (['adapt', folder / 'digits', *good, '-t', 'no hole', '-o', tmp_path / 'R'], 'none of the sets'),
         (['adapt', folder / 'digits', '-c', WORDS, '-m', 'ViT-B32', '-o', tmp_path / 'R'], 'nearest: ViT-B-32'),
         (['adapt', folder / 'digits', '-c', WORDS, '-p', 'openia', '-o', tmp_path / 'R'], 'nearest: openai'),
+        (['adapt', folder / 'digits', '-c', WORDS, '-m', 'Demo', '-o', tmp_path / 'R'], 'nearest: demo'),
+        (['adapt', folder / 'digits', '-c', WORDS, '-m', 'RN50', '-p', 'laion2b_e16', '-o', tmp_path / 'R'], 'known: openai, yfcc15m, cc12m'),
+        (['adapt', folder / 'digits', '-c', WORDS, '-m', 'RN50', '-p', 'nofile.pt', '-o', tmp_path / 'R'], 'known: openai, yfcc15m, cc12m'),
         (['adapt', folder / 'digits', *good, '--alpha', 1.5, '-o', tmp_path / 'R'], 'alpha'),
+        *((['adapt', folder / 'digits', *good, '--device', o, '-o', tmp_path / 'R'], f"device: '{o}' cannot be used; this machine has cpu") for o in ('tpu', 'cuda:99', 'meta', 'c p u')),
+        (['predict', done, folder / 'digits', '-o', tmp_path / 'x.csv', '--device', 'tpu'], "device: 'tpu' cannot be used"),
+        *(([command, folder / 'digits', '-c', 'zero, dog, horse', '-m', 'demo', '-o', tmp_path / 'R'], "cannot tell 'dog' from 'horse'") for command in ('adapt', 'zeroshot')),
+        (['adapt', folder / 'digits', *good, '-o', '.'], '. exists'), (['adapt', folder / 'digits', *good, '-o', '/'], '/ exists'),
         (['adapt', folder / 'digits', *good, '-o', done], '--overwrite'),
         (['predict', done, tmp_path / 'nowhere', '-o', tmp_path / 'x.csv'], 'not there'),
         (['predict', done, folder / 'digits', '-o', tmp_path / 'x.txt'], '.csv, .jsonl or .parquet'),
+        (['predict', done, folder / 'digits', '-o', tmp_path / 'x.csv', '--probabilities', tmp_path / 'p.csv'], 'ends in .npy'),
         (['predict', tmp_path / 'empty', folder / 'digits', '-o', tmp_path / 'x.csv'], 'not a finished run'),
         (['report', tmp_path / 'empty'], 'not a finished run'), (['info', tmp_path / 'empty'], 'not a finished run'), (['export', tmp_path / 'empty', tmp_path / 'X'], 'not a finished run'),
         (['report', done, '--labels', tmp_path / 'none.csv'], 'not there')]:
@@ -93,9 +104,64 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, done, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'empty.txt'] and sorted(p.name for p in folder.iterdir()) == ['RUN', 'digits']
 
 
+def test_predict_looks_at_its_output_before_the_work(folder, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'predict', lambda *args, **settings: pytest.fail('it began to work'))
+    monkeypatch.setattr(run, 'find_spec', lambda name: None)
+    cases = [(['-o', tmp_path / 'x.parquet'], 'needs pyarrow: pip install pyarrow')]
+    if Path('/proc/self').is_dir(): cases += [(['-o', '/proc/x.csv'], '/proc cannot be written to'), (['-o', tmp_path / 'x.csv', '--probabilities', '/proc/p.npy'], '/proc cannot be written to')]       # not even by root
+    for args, word in cases:
+        found = call('predict', done, folder / 'digits', *args)
+        assert found.exit_code == 2 and word in found.stderr and found.stderr.count('\n') == 1, (found.output, found.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_may_be_repeated(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, '_encode', lambda *args: (_ for _ in ()).throw(ValueError('far enough')))
+    seen, real = {}, run._open_output
+    monkeypatch.setattr(run, '_open_output', lambda output, settings, *rest: seen.update(settings) or real(output, settings, *rest))
+    (tmp_path / 't.txt').write_text('a blurry {}.\na {}.\n')
+    found = call('zeroshot', folder / 'digits', '-c', WORDS, '-m', 'demo', '-o', tmp_path / 'R', *(o for t in ('digit', tmp_path / 't.txt', 'the {}.', 'photo') for o in ('-t', t)), '-q')
+    assert 'far enough' in found.stderr and seen['templates'] == [*demo.templates, 'a blurry {}.', 'a {}.', 'the {}.', 'a photo of a {}.']
+
+
+def test_every_message_once(folder, done, tmp_path):
+    run.export(done, tmp_path / 'toy')
+    job = ['zeroshot', str(folder / 'digits'), '-c', WORDS, '--no-cache', '-o', str(tmp_path / 'R'), '--overwrite']
+    toy = [*job, '-m', f'local-dir:{tmp_path / "toy"}']
+    code = f'''
+import sys
+from reclip.cli import app
+for args in {[job, [*job, '-q'], toy, [*toy, '-q'], [*toy, '-v']]!r}:
+    try: app(args)
+    except SystemExit as e: print('exit code', e.code, file=sys.stderr)
+'''
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path))).stderr
+    away, away_quiet, plain, quiet, much, rest = re.split(r'exit code \d\n', found)
+    for o in (away, away_quiet): assert len(o.splitlines()) == 1 and 'cannot be had from the hub' in o and '--pretrained FILE' in o and '--model demo' in o, o       # the default model, without a network
+    for o in (plain, much): assert o.count('60 images found') == 1 and 'INFO:reclip' not in o, o
+    assert 'root:' not in plain and 'root:' in much and 'on cpu; 10 classes, 1 templates' in much and quiet == rest == '', found
+
+
+def test_help_names_values():
+    found = subprocess.run([sys.executable, '-m', 'reclip', 'adapt', '--help'], capture_output=True, text=True, env=os.environ | dict(COLUMNS='150', TERM='dumb')).stdout
+    for word in ('IMAGES', 'WORDS', 'NAME', 'TAG', 'none|P1|P2', 'N [x>=1]', 'DIR'): assert word in found, word
+    for word in ('list[str]', '<path>', '<int', '<float'): assert word not in found, word
+    assert found.count('<bool>') <= 1                                                     # Typer's own --help
+
+
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(run, 'info', lambda folder: 1 / 0)
     assert isinstance(call('info', 'x').exception, ZeroDivisionError)
+
+
+def test_messages_stand_above_bars(capsys):
+    from tqdm import tqdm
+    _say(False, False)
+    with tqdm(total=2, file=sys.stderr, mininterval=0) as bar:
+        bar.update()
+        warnings.warn('careful'); logging.getLogger('reclip').info('100 images')
+    lines = [o.rpartition('\r')[2] for o in capsys.readouterr().err.split('\n')]
+    assert 'note: careful' in lines and '100 images' in lines
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch):

@@ -1,7 +1,10 @@
 "Bad input, odd input, small input: the right result or a clear error."
+import pickle
+import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -9,7 +12,9 @@ from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neigh
 from reclip.clip import ImageDataset, unit_rows
 from reclip.pseudolabel import scores_to_confidence, scores_to_labels
 from reclip.tests.conftest import blobs
-from reclip.zeroshot import check_class_names, check_templates
+from reclip.zeroshot import check_class_names, check_templates, same_text
+import reclip.adapt
+import reclip.approximate
 
 
 # --- class names and templates
@@ -242,3 +247,59 @@ def test_clone_and_params(clip):
 def test_on_a_gpu(digits):
     cpu, gpu = (ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, device=d, epochs=1).fit(digits[0]) for d in ('cpu', 'cuda'))
     assert (cpu.labels_ == gpu.labels_).float().mean() > .98
+
+
+class Bar:
+    "Stands in for tqdm: remembers what is shown"
+    seen = []
+    def __init__(self, items=None, desc='', total=None, disable=False, **settings): self.items, self.desc, self.total, self.n, self.shown = items, desc, len(items) if items is not None else total, 0, not disable; Bar.seen.append(self)
+    def __enter__(self): return self
+    def __exit__(self, *error): pass
+    def __iter__(self):
+        for o in self.items: yield o; self.n += 1
+    def update(self, n=1): self.n += n
+
+
+@pytest.mark.parametrize('shown, first, search', [(True, True, 'exact'), (False, True, 'exact'), (True, False, 'exact'), (True, True, 'approximate')])
+def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeypatch):
+    if search == 'approximate': pytest.importorskip('faiss')
+    monkeypatch.setattr(Bar, 'seen', [])
+    for module in ('clip', 'graph', 'pseudolabel', 'approximate'):
+        monkeypatch.setattr(f'reclip.{module}.tqdm', Bar); monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
+    ReCLIP.from_model(clip[0], clip[1], clip[2], demo.class_names, templates=demo.templates, verbose=shown, search=search).fit_features(features[0])
+    assert [(o.desc, o.shown) for o in Bar.seen] == [(o, shown and first) for o in ('encode prompts', 'find neighbours', 'spread labels')]
+    assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == 100
+
+
+def test_prompts_are_encoded_once(own_clip, features, monkeypatch):
+    calls, real = [], reclip.adapt.text_classifier
+    monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr('reclip.selftrain.encode_text', lambda *args: pytest.fail('the prompts were known'))
+    found = ReCLIP.from_model(*own_clip, demo.class_names, epochs=0)
+    first = found._zero_shot_texts()
+    first.zero_()                                                                        # what a caller does to it stays with the caller
+    found.fit_features(features[0]).fit([demo.demo_digits()[0][0]] * 30)
+    assert len(calls) == 1 and torch.allclose(found._zero_shot_texts().norm(dim=1), torch.ones(10))
+    for change in (dict(class_names=demo.class_names[::-1]), dict(templates=['a {}.']), dict(descriptions=[['a round stroke.']] + [[]] * 9)):
+        n = len(calls); before = found._zero_shot_texts()
+        assert len(calls) == n and not torch.allclose(found.set_params(**change)._zero_shot_texts(), before) and len(calls) == n + 1
+    before = found._zero_shot_texts()
+    with torch.no_grad(): own_clip[0].ln_final.bias.add_(1)
+    assert not torch.allclose(found._zero_shot_texts(), before)
+    assert not hasattr(pickle.loads(pickle.dumps(found.set_params(model='demo', tokenizer=None, preprocess=None))), '_texts')
+
+
+def test_classes_that_look_alike_are_a_warning(clip, features):
+    for fit in (lambda o: o.fit_features(features[0][:30], propagate=False), lambda o: o.fit([demo.demo_digits()[0][0]] * 30)):
+        with pytest.warns(UserWarning, match="cannot tell 'dog' from 'horse'"): fit(ReCLIP.from_model(*clip, ['zero', ['dog', 'hound'], 'horse', 'one'], epochs=0))
+        with warnings.catch_warnings(): warnings.simplefilter('error'); fit(ReCLIP.from_model(*clip, ['zero', 'one', 'two'], epochs=0))
+
+
+@pytest.mark.parametrize('at', [(0, 1), (3, 1500), (1023, 1024), (2047, 2048)])
+def test_same_text_at_any_place(at):
+    t = F.normalize(torch.randn(2049, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert same_text(t) is None
+    t[at[1]] = F.normalize(t[at[0]] + 1e-7, dim=0)
+    assert sorted(same_text(t)) == list(at)
+    t[at[1]] = F.normalize(t[at[0]] + 1e-4, dim=0)
+    assert same_text(t) is None
