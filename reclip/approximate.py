@@ -9,6 +9,7 @@ __all__ = ['log', 'approximate_neighbors']
 import logging
 import torch
 from tqdm.auto import tqdm
+from .clip import unit_rows
 from .devices import is_first, on_first
 
 # %% ../nbs/04a_approximate.ipynb #approximate-index
@@ -49,7 +50,7 @@ def _true_neighbors(v, rows, k, block=64):
     return torch.cat(parts)
 
 def approximate_neighbors(
-    nodes:torch.Tensor, # (n, d) float, unit rows
+    nodes, # (n, d), unit rows
     n_neighbors:int=20, # k; fewer where there are not so many other nodes
     recall:float=.99, # share of true neighbours to find, in (0, 1]; measured on `sample` nodes
     sample:int=512, # nodes searched exactly
@@ -62,6 +63,7 @@ def approximate_neighbors(
     "Nearest neighbours by cosine from an inverted file; `ModuleNotFoundError` without faiss. A place that could not be filled holds the node itself at cosine -1"
     if not 0 < recall <= 1: raise ValueError(f"recall: expected a number in (0, 1], got {recall}")
     if n_neighbors < 1: raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
+    nodes = nodes if isinstance(nodes, torch.Tensor) and nodes.is_floating_point() else unit_rows(nodes, 'nodes')
     v, k = nodes.detach().float().cpu().contiguous(), min(n_neighbors, len(nodes) - 1)
     if k < 1: raise ValueError(f"nodes: a graph needs at least two, got {len(nodes)}")
     index, cells = _index(v, seed, shared)

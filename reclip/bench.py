@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Optional
@@ -39,10 +38,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 import reclip
 from . import released, selftrain
-from .approximate import approximate_neighbors
 from .cli import Precision, Recipe, command
 from .clip import ImageDataset, encode_images, load_clip
-from .graph import EXACT_UP_TO, affinity_graph, nearest_neighbors, normalize_graph
+from .graph import affinity_graph, find_neighbors, normalize_graph
 from .pseudolabel import propagate_blocks, summarize
 from .run import machine, whole_file
 from .words import TEMPLATES
@@ -73,11 +71,6 @@ def _now(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter()
 
-def _neighbours(nodes, k, method):
-    "Index, cosine and recall, chosen as neighbor_graph does"
-    if method == 'auto': method = 'approximate' if len(nodes) > EXACT_UP_TO and not nodes.is_cuda and find_spec('faiss') else 'exact'
-    return approximate_neighbors(nodes, k) if method == 'approximate' else (*nearest_neighbors(nodes, k), 1.)
-
 def propagation_stages(
     texts:torch.Tensor, # (m, d) unit rows in the projection space
     images:torch.Tensor, # (n, d) likewise
@@ -85,7 +78,7 @@ def propagation_stages(
     alpha:float=.99, # how much is passed on
     max_iter:int=20, # of conjugate gradients
     tol:float=1e-6, # residual that ends them
-    method:str='auto', # `"exact"`, `"approximate"` or `"auto"`, as in neighbor_graph
+    method:str='auto', # `"exact"`, `"approximate"` or `"auto"`, as in find_neighbors
 )->tuple[torch.Tensor, dict, float]: # pseudo_labels (n,), seconds by stage, recall of the neighbours
     "A whole propagation: neighbours, graph, solve, labels"
     clock, solving = [_now(images.device)], [0.]
@@ -96,7 +89,7 @@ def propagation_stages(
             solving[0] += _now(images.device) - start
             if block is None: return
             yield block
-    index, cosine, recall = done(_neighbours(torch.cat([texts, images]), n_neighbors, method))
+    index, cosine, recall = done(find_neighbors(torch.cat([texts, images]), n_neighbors, search=method))
     S = done(normalize_graph(affinity_graph(index, cosine)))
     del index, cosine
     labels = done(summarize(clocked(propagate_blocks(S, len(texts), alpha, max_iter, tol)), len(texts))).pseudo_labels
@@ -406,7 +399,7 @@ def _give(row, output):
 @_command
 def propagation(n:Annotated[list[int], _option('--n', min=1, help='Images; may be repeated, one row each.')]=[1_000], m:Annotated[list[int], _option('--m', min=3, help='Classes; may be repeated.')]=[100],
     neighbors:Annotated[int, _option('--neighbors', min=1, help='k of the graph.')]=20, alpha:Annotated[float, _option('--alpha', help='How much neighbours pass on.')]=.99, max_iter:Annotated[int, _option('--max-iter', min=1, help='Iterations of conjugate gradients, of both sides.')]=20,
-    tol:Annotated[float, _option('--tol', help='Residual that ends them.')]=1e-6, method:Annotated[Method, _option('--method', help='How ours finds neighbours; auto: as neighbor_graph chooses.')]=Method.auto,
+    tol:Annotated[float, _option('--tol', help='Residual that ends them.')]=1e-6, method:Annotated[Method, _option('--method', help='How ours finds neighbours; auto: as find_neighbors chooses.')]=Method.auto,
     baseline:Baseline=True, repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
     """One whole propagation on made-up features: neighbours, graph, solve, labels. Example: `reclip bench propagation --n 1000 --n 2000`"""
     settings, output = _common(dict(neighbors=neighbors, alpha=alpha, max_iter=max_iter, tol=tol, method=method.value, baseline=baseline, repeats=repeats, device=device, threads=threads, seed=seed, output=output))
