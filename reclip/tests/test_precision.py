@@ -23,7 +23,9 @@ def test_few_labels_change():
     done = subprocess.run([sys.executable, '-c', CODE], capture_output=True, text=True, env=os.environ | dict(ONEDNN_MAX_CPU_ISA='AVX2'))
     if done.returncode < 0: pytest.skip(f'this processor cannot compute in lower precision: signal {-done.returncode}')
     assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout).values(): assert found['same'] > .96 and found['zero_shot'] > .98 and found['moved'] and found['dtype'] == 'torch.float32'
+    found = json.loads(done.stdout)
+    assert found['float16']['same'] >= .995 and found['bfloat16']['same'] > .96              # bfloat16 has eight bits less, and the labels notice
+    for o in found.values(): assert o['zero_shot'] > .98 and o['moved'] and o['dtype'] == 'torch.float32'
 
 
 def test_unknown_precision_is_refused_before_any_work(clip, digits):
