@@ -6,7 +6,7 @@
 __all__ = ['MEMORY', 'STAGES', 'CASES', 'REPEATED', 'app', 'Repeats', 'Device', 'Threads', 'Seed', 'Output', 'Baseline',
            'ModelName', 'synthetic_features', 'propagation_stages', 'resident', 'measured', 'stopwatch',
            'SyntheticImages', 'versions', 'command_line', 'measure', 'add_row', 'read_rows', 'slope', 'provenance',
-           'Method', 'propagation', 'adaptation', 'encoding', 'plan', 'all_', 'one']
+           'Method', 'propagation', 'adaptation', 'encoding', 'devices', 'plan', 'all_', 'one']
 
 # %% ../nbs/13_bench.ipynb #bench-export-imports
 import ctypes
@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Optional
@@ -331,7 +332,7 @@ def slope(
     "Least-squares exponent in log-log"
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
-REPEATED = dict(propagation=('n', 'm'), encoding=('batch_size', 'precision'))      # options that one command can vary
+REPEATED = dict(propagation=('n', 'm'), encoding=('batch_size', 'precision'), devices=('processes', 'threads'))      # options that one command can vary
 
 def _usual(case):
     "Defaults of its command"
@@ -438,6 +439,35 @@ def encoding(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', m
     settings, output = _common(dict(repeats=repeats, device=device, threads=threads, seed=seed, output=output))
     for b, p, w in product(batch_size, precision, workers): _give(measure('encoding', dict(model=model, n=n, batch_size=b, precision=p.value, workers=w) | settings, dict(n=n, m=None, d=None)), output)
 
+# %% ../nbs/13_bench.ipynb #bench-devices
+def _run_of_processes(settings, folder):
+    "Seconds by stage of one run of the command line on the first digits or MNIST images"
+    from reclip import demo
+    images, photos = (demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist())[0][:settings['n']], Path(folder, 'images')
+    if not photos.is_dir():
+        photos.mkdir()
+        for i, image in enumerate(images): image.save(photos / f'{i:05}.png')
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(settings['processes'])] if settings['processes'] > 1 else []
+    line = [sys.executable, *launcher, '-m', 'reclip', 'adapt', str(photos), '-c', ','.join(demo.class_names), '-t', 'digit', '-m', 'demo', '-o', str(Path(folder, 'run')), '--epochs', str(settings['epochs']), '--seed', str(settings['seed']), '--no-cache', '--overwrite', '-q']
+    threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), str(settings['threads']))
+    done = subprocess.run(line, env=os.environ | threads | dict(TQDM_DISABLE='1'), capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(done.stderr)
+    seconds = json.loads(Path(folder, 'run', 'config.json').read_text(encoding='utf-8'))['run']['seconds']
+    return {k: seconds[k] for k in ('encode', 'fit')}
+
+@_command
+def devices(processes:Annotated[list[int], _option('--processes', min=1, help='Of this machine; may be repeated.')]=[1, 2], n:Annotated[int, _option('--n', min=30, help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.')]=1797, epochs:Annotated[int, _option('--epochs', min=1, help='Passes over the images.')]=2,
+    repeats:Repeats=3, threads:Annotated[int, _option('--threads', min=1, help='Threads of each process.')]=1, seed:Seed=0, output:Output=None):
+    """One run of the command line by one process and by several. Example: `reclip bench devices --processes 1 --processes 2`"""
+    settings, output = _common(dict(n=_images('demo', n, n), epochs=epochs, repeats=repeats, threads=threads, seed=seed, device=None, output=output))
+    if max(processes) > 1 and find_spec('accelerate') is None: raise ValueError("processes: more than one needs accelerate: pip install 'reclip-torch[devices]'")
+    for p in processes:
+        own, about = dict(processes=p) | settings, _machine(settings)
+        with tempfile.TemporaryDirectory() as folder: runs = sorted((_run_of_processes(own, folder) for _ in range(repeats)), key=lambda o: sum(o.values()))
+        middle = runs[(len(runs) - 1) // 2]
+        command = command_line('devices', {k: v for k, v in own.items() if k != 'device'})
+        _give(dict(name='devices', settings=own, n=n, m=10, d=64, seconds=middle, total=round(sum(middle.values()), 3), totals=[round(sum(o.values()), 3) for o in runs], peak_bytes=0, baseline=None, ratio=None, versions=versions(), machine=about, seed=seed, command=command, date=datetime.now().astimezone().isoformat(timespec='seconds')), output)
+
 # %% ../nbs/13_bench.ipynb #bench-all
 def plan(
     full:bool, # sizes to be quoted, or small ones
@@ -445,11 +475,11 @@ def plan(
 )->list[tuple]: # (command, options)
     "What the pages draw"
     if not full: return [(propagation, dict(n=[500, 1_000, 2_000], m=[100], repeats=1)), (propagation, dict(n=[4_000, 8_000], m=[100], baseline=False, repeats=1)), (propagation, dict(n=[4_000], m=[10, 30], baseline=False, repeats=1)),
-                         (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1))]
+                         (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1)), (devices, dict(n=300, epochs=1, repeats=1))]
     return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[10_000, 50_000, 1_000_000], m=[100], baseline=False, max_iter=100, repeats=1)), (propagation, dict(n=[50_000], m=[1_000], baseline=False, max_iter=100, repeats=1)),
-            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)),
+            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)), (devices, dict(repeats=3)),
             *((function, dict(model=model) | options) for model in ('ViT-B-32', 'ViT-L-14') for function, options in ((adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)), (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1))) if device == 'cuda')]
 
 @_command
@@ -462,7 +492,7 @@ def all_(output:Annotated[Path, _option('--output', '-o', help='Folder of row fi
     for function, options in plan(full, settings['device']):
         path = output / f'{function.__name__}-{settings["device"]}.jsonl'
         if path not in begun: path.unlink(missing_ok=True); begun.add(path)
-        function(**options, **settings, output=path)
+        function(**options, **({k: v for k, v in settings.items() if k == 'seed'} if function is devices else settings), output=path)
 
 @app.command('one', hidden=True)
 def one(spec:Path):

@@ -159,7 +159,7 @@ def _account(output, table, most=8):
 def _write_report(folder, labels, images, quiet):
     _say(quiet, False)
     from reclip.report import write_report
-    path = write_report(folder, labels, images)
+    path = write_report(folder, labels, images, progress=not quiet)
     if not quiet: print(path)
 
 @command

@@ -204,7 +204,7 @@ def train_epoch(
         images, weight = next(loaded) if len(mine) else torch.empty(0), 1 / len(b) / (n_drawn if recipe == 'official' else 1)
         def gradients(size):
             optimizer.zero_grad()
-            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 8 * size, precision)
+            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 8 * size if size > 1 else 1, precision)
             loss_v = _image_gradients(model, place, images, centroids, labels[mine], logit_scale, weight, size, precision) if len(mine) else torch.zeros_like(loss_t)
             return torch.stack([loss_t, loss_v])
         losses, size = fit_memory(gradients, size)
