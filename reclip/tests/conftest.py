@@ -1,7 +1,9 @@
 "What several tests need: the demo model and its digits, loaded once."
 import copy
 import logging
+import os
 import warnings
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')          # several workers, one thread each; before torch counts the cores
 import pytest
 import torch
 from reclip import demo, encode_images, text_classifier
