@@ -94,15 +94,15 @@ def tuned(
 ):
     "Within a `with` block: the image tower with these switches on. Afterwards: as it was"
     flags = [(m, m.grad_checkpointing) for m in model.visual.modules() if hasattr(m, 'grad_checkpointing')]
-    call = model.visual._compiled_call_impl
     if grad_checkpointing and not flags: raise ValueError(f"grad_checkpointing: the image tower {type(model.visual).__name__} has none; leave it off, and give a smaller encode_batch_size")
+    if compile and model.visual._compiled_call_impl is not None: raise ValueError('compile: the image tower is compiled already; leave it off')
     try:
         if grad_checkpointing: model.visual.set_grad_checkpointing(True)
         if compile: model.visual.compile()
         yield model
     finally:
         for m, flag in flags: m.grad_checkpointing = flag
-        model.visual._compiled_call_impl = call
+        if compile: model.visual.__dict__.pop('_compiled_call_impl', None)          # what compile() has set
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-agreement
 def agreement(
