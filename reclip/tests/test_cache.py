@@ -29,10 +29,10 @@ class Watched:
     def encode_image(self, images): self.seen += len(images); return self.model.encode_image(images)
 
 
-@pytest.fixture
 def alike(a, b): return a.shape == b.shape and torch.allclose(a, b, atol=1e-6)                 # rows that were encoded in other company differ in the last bits
 
 
+@pytest.fixture
 def folder(tmp_path):
     "40 digits as files"
     (tmp_path / 'in').mkdir()
