@@ -112,7 +112,7 @@ class ReCLIP(BaseEstimator):
         logit_scale:float=100., # s, already exponentiated
         recipe:str='paper', # or `"official"`, see adapt
         descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
-        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 16 images; halved when memory runs out
+        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
         precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
         search:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
         grad_checkpointing:bool=False, # train in less memory, about a third slower

@@ -115,7 +115,7 @@ Model = Annotated[str, _option('--model', '-m', group='Model', metavar='NAME', h
 Pretrained = Annotated[str, _option('--pretrained', '-p', group='Model', metavar='TAG', help='An open_clip tag, or a checkpoint file on this machine.')]
 Device = Annotated[Optional[str], _option('--device', group='Machine', metavar='NAME', help='`cpu`, `cuda`, `cuda:1`, ...  [default: a GPU if there is one]', show_default=False)]
 PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', metavar='|'.join(Precision.__members__), help='Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.')]
-BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', metavar='N', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, halved when memory runs out]', show_default=False)]
+BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', metavar='N', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, on a CPU 32; halved when memory runs out]', show_default=False)]
 Workers = Annotated[int, _option('--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images.')]
 Cache = Annotated[Optional[Path], _option('--cache', group='Machine', metavar='DIR', help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s cache folder]', show_default=False)]
 NoCache = Annotated[bool, _option('--no-cache', group='Machine', help='Neither read nor keep such features.')]

@@ -219,7 +219,7 @@ def usual_batch(
     device:str|torch.device, # where the model is
 )->int: # images in one forward pass
     "Many for a GPU, which wants to be busy; few for a CPU, whose cache is small"
-    return 16 if torch.device(device).type == 'cpu' else 256
+    return 32 if torch.device(device).type == 'cpu' else 256
 
 def placer(
     model, # open_clip model

@@ -189,7 +189,7 @@ def train_epoch(
     num_workers:int=0, # processes that open images
     bar=None, # tqdm bar to advance
     precision:str='float32', # of the towers, see mixed
-    forward_size:int|None=None, # images in one forward pass, and eight times as many prompts; default: the whole step, 32 images on a CPU; halved when memory runs out, and the gradients add up to the same
+    forward_size:int|None=None, # images in one forward pass, and eight times as many prompts; default: the whole step, at most 64 images on a CPU; halved when memory runs out, and the gradients add up to the same
 )->dict: # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
     "One pass over the agreeing images, both students learning side by side (paper, section 3.3); several processes take a share of each batch and of the classes"
     labels, mask, centroids = (from_first(o) for o in (labels, mask, centroids))      # all learn from the same, to the last bit
@@ -367,7 +367,7 @@ def adapt(
     logit_scale:float=100., # s
     recipe:str='paper', # `"official"`: the released code's V loss and 20 iterations, and T predicts with its first template
     seed:int=0, # of the order of training
-    encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256; halved when memory runs out
+    encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
     num_workers:int=0, # processes that open images
     keep_images:float=2., # GB of preprocessed images that may stay in memory between the epochs
     precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`

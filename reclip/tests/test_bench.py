@@ -37,6 +37,7 @@ def test_a_row_has_all_keys(made):
 
 def test_the_command_in_a_row_makes_it_again(made, monkeypatch):
     row, seen = json.loads(made.read_text()), []
+    monkeypatch.setattr(bench, '_machine', lambda settings: {})
     monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings)) or dict(case=case))
     words = shlex.split(row['command'])
@@ -50,6 +51,7 @@ def test_the_command_in_a_row_makes_it_again(made, monkeypatch):
 @pytest.mark.parametrize('case, options', [('adaptation', ['--n', 50, '--epochs', 1, '--recipe', 'paper', '--step', 16, '--no-baseline']), ('adaptation', ['--model', 'ViT-B-32', '--m', 7, '--precision', 'bfloat16']), ('encoding', ['--n', 9, '--batch-size', 4, '--precision', 'bfloat16', '--workers', 2])])
 def test_commands_of_the_others_make_them_again(case, options, monkeypatch):
     seen = []
+    monkeypatch.setattr(bench, '_machine', lambda settings: {})
     monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append(settings) or dict(case=case))
     assert call(case, *options, '--device', 'cpu', '--threads', 1).exit_code == 0
@@ -61,6 +63,7 @@ def test_commands_of_the_others_make_them_again(case, options, monkeypatch):
 def test_all_rows_of_the_pages_have_commands(device, monkeypatch):
     seen = []
     monkeypatch.setattr(bench, '_common', lambda settings: (settings | dict(device=device, threads=1), settings.pop('output')))
+    monkeypatch.setattr(bench, '_machine', lambda settings: {})
     monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings)) or {})
     for full in (False, True):

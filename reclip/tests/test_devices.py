@@ -236,6 +236,32 @@ def test_encoding_in_parts(job, clip, tmp_path):
     assert cache_info(tmp_path / 'store')['rows'] == 7                                        # a and c are two of them
 
 
+# ---- propagation
+
+propagation = '''
+import torch
+from reclip.pseudolabel import propagate_labels
+from reclip.tests.conftest import blobs
+expected = torch.load(job['expected'], weights_only=True)
+for key, theirs in expected.items():
+    m, search = key.split()
+    images, texts, _ = blobs(1500, int(m), d=24, dtype=torch.float32)
+    for ours, other in zip(propagate_labels(images, texts, None, search=search), theirs): assert torch.allclose(ours, other, atol=1e-5), key
+'''
+
+
+def test_propagation_in_parts(job, tmp_path):
+    "Neighbours of a share of the nodes, colours of a share of the classes: three processes, one of which has none of two classes"
+    from reclip.pseudolabel import propagate_labels
+    from reclip.tests.conftest import blobs
+    cases = {}
+    for m, search in ((2, 'exact'), (40, 'exact'), (40, 'approximate')):
+        images, texts, _ = blobs(1500, m, d=24, dtype=torch.float32)
+        cases[f'{m} {search}'] = list(propagate_labels(images, texts, None, search=search))
+    torch.save(cases, tmp_path / 'expected.pt')
+    fine(job(3, propagation, expected=str(tmp_path / 'expected.pt')))
+
+
 # ---- training
 
 training = '''
