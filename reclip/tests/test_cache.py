@@ -224,10 +224,10 @@ folder, cache, out = map(Path, sys.argv[1:])
 model, preprocess, _ = demo.demo_clip()
 real, calls = model.encode_image, []
 def encode(name, cache, die_at=None):
-    (out / f'{name}.ready').touch()
-    while len(list(out.glob(f'{name[0]}*.ready'))) < (2 if name[0] == 'b' else 1): time.sleep(.001)       # both begin at once
     def counted(images):
         calls.append(len(images))
+        (out / f'{name}.ready').touch()
+        while name[0] == 'b' and len(list(out.glob('b*.ready'))) < 2: time.sleep(.001)                    # both have looked, and begin to encode at once
         if len(calls) == die_at: os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(.01)
         return real(images)
