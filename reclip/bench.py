@@ -479,7 +479,7 @@ def plan(
     return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
             (propagation, dict(n=[10_000, 50_000, 1_000_000], m=[100], baseline=False, max_iter=100, repeats=1)), (propagation, dict(n=[50_000], m=[1_000], baseline=False, max_iter=100, repeats=1)),
-            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)), (devices, dict(repeats=3)),
+            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1)), (adaptation, dict(n=10_000, epochs=1, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)), (devices, dict(repeats=3)),
             *((function, dict(model=model) | options) for model in ('ViT-B-32', 'ViT-L-14') for function, options in ((adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)), (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1))) if device == 'cuda')]
 
 @_command
