@@ -41,9 +41,10 @@ import reclip
 from . import released, selftrain
 from .cli import Precision, Recipe, command
 from .clip import ImageDataset, encode_images, load_clip
+from .files import whole_file
 from .graph import affinity_graph, find_neighbors, normalize_graph
 from .pseudolabel import propagate_blocks, summarize
-from .run import machine, whole_file
+from .run import machine
 from .words import TEMPLATES
 
 # %% ../nbs/13_bench.ipynb #bench-features

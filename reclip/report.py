@@ -37,9 +37,10 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .clip import UnreadableImage
+from .files import whole_file
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
-from .run import log, read_predictions, read_run, read_table, whole_file
+from .run import log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-labels
 def read_labels(

@@ -6,13 +6,13 @@
 __all__ = ['TEMPLATES', 'Words', 'read_classes', 'read_templates']
 
 # %% ../nbs/08a_words.ipynb #words-export-imports
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from .files import read_json, read_text
 from .zeroshot import check_class_names, check_templates
 
 # %% ../nbs/08a_words.ipynb #words-read-classes
@@ -21,18 +21,7 @@ class Words(NamedTuple):
     class_names:list[list[str]]         # M lists of aliases, the shown name first
     descriptions:list[list[str]]|None   # M lists of sentences; None: nobody wrote any
 
-def _text(path):
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8") from e
-
 def _aliases(line): return [name.strip() for name in line.split('|')]
-
-def _once(pairs):
-    "A JSON object, unless a key is there twice: all but the last would be lost"
-    names = [k for k, _ in pairs]
-    for k in names:
-        if names.count(k) > 1: raise ValueError(f"{k!r} stands there {names.count(k)} times; two classes with one name cannot be told apart")
-    return dict(pairs)
 
 def _described(found, where):
     "Names and sentences of {class: [sentences]}"
@@ -41,9 +30,7 @@ def _described(found, where):
     return [_aliases(name) for name in found], sentences if any(sentences) else None
 
 def _from_json(path):
-    try: found = json.loads(_text(path), object_pairs_hook=_once)
-    except json.JSONDecodeError as e: raise ValueError(f"{path} is not valid JSON: {e}") from e
-    except ValueError as e: raise ValueError(f"{path}: {e}") from e
+    found = read_json(path, 'classes')
     if isinstance(found, dict): return _described(found, path)
     if isinstance(found, list) and all(isinstance(o, (str, list)) for o in found): return [_aliases(o) if isinstance(o, str) else o for o in found], None
     raise ValueError(f"{path}: expected a list of names or {{class: [sentences]}}, got {type(found).__name__}")
@@ -59,7 +46,7 @@ def read_classes(
         where = classes = os.fspath(classes)
         if classes.lower().endswith('.json'): names, descriptions = _from_json(classes)
         else:
-            lines = [(i, line) for i, line in enumerate(_text(classes).splitlines(), 1) if line.strip()]
+            lines = [(i, line) for i, line in enumerate(read_text(classes, 'classes').splitlines(), 1) if line.strip()]
             names = [_aliases(line) for _, line in lines]
     else:
         text = os.fspath(classes)
@@ -102,7 +89,7 @@ def read_templates(
     text = os.fspath(templates)
     if text in TEMPLATES: return list(TEMPLATES[text])
     if os.path.isfile(text):
-        lines = [o.strip() for o in _text(text).splitlines() if o.strip()]
+        lines = [o.strip() for o in read_text(text, 'templates').splitlines() if o.strip()]
         try: return check_templates(lines)
         except ValueError as e: raise ValueError(f"{text}: {e}") from e
     if '{}' in text: return check_templates([text])
