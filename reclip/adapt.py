@@ -25,6 +25,7 @@ from .clip import ImageDataset, encode_images, load_clip, unit_rows
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
 from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state, student_labels, student_logits
+from .trust import model_of_run
 from .zeroshot import check_class_names, check_templates, same_text, text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
@@ -228,11 +229,12 @@ class ReCLIP(BaseEstimator):
     @classmethod
     def load(cls,
         folder:str|Path, # from `save`
-        model:nn.Module|None=None, # the same model, if the ReCLIP was made around one in memory
+        model:str|nn.Module|None=None, # the same model, if the ReCLIP was made around one in memory; or its name, see model_of_run
         preprocess=None, # of that model
         tokenizer=None, # of that model
         device:str|None=None, # for a model by name
         verbose:bool|None=None, # show progress bars; default: as it was saved
+        pretrained:str|None=None, # tag or path of the same weights, for a model by name; default: as it was saved
     )->'ReCLIP': # fitted, ready to predict
         "Read what `save` wrote; `FileNotFoundError` or `ValueError` says what is missing or does not fit"
         tensors, config = read_folder(folder)
@@ -244,9 +246,12 @@ class ReCLIP(BaseEstimator):
             for name in _RESULTS: setattr(self, name, tensors[name])
         except (KeyError, TypeError) as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {type(e).__name__}: {e}; save it again") from e
         for tower in ('text', 'image'): setattr(self, f'{tower}_state_', {k.removeprefix(f'{tower}/'): v for k, v in tensors.items() if k.startswith(f'{tower}/')})
-        if model is not None: self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
-        elif self.model is None: raise ValueError(f"{folder} was fitted around a model in memory: pass the same one, load(folder, model=..., preprocess=..., tokenizer=...)")
-        if not isinstance(self.model, (str, nn.Module)): raise ValueError(f"{folder} does not hold a whole ReCLIP: its model is {self.model!r}")
+        if isinstance(model, nn.Module): self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
+        elif self.model is None and model is None: raise ValueError(f"{folder} was fitted around a model in memory: pass the same one, load(folder, model=..., preprocess=..., tokenizer=...)")
+        elif self.model is None: self.model = model
+        for name, kinds in dict(model=(str, nn.Module), pretrained=(str, type(None))).items():
+            if not isinstance(value := getattr(self, name), kinds): raise ValueError(f"{folder} does not hold a whole ReCLIP: its {name} is {value!r}")
+        if isinstance(self.model, str): self.model, self.pretrained = model_of_run(folder, (self.model, self.pretrained), model, pretrained)
         if fingerprint(self._clip()[0]) != expected: raise ValueError(f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged")
         self._check_shapes(folder)
         return self

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'Model', 'Pretrained', 'Device', 'PrecisionOption',
            'BatchSize', 'Workers', 'Cache', 'NoCache', 'MaxUnreadable', 'Seed', 'Resume', 'Overwrite', 'Report',
-           'Quiet', 'Verbose', 'command', 'Precision', 'Projection', 'Search', 'Recipe', 'adapt', 'zeroshot', 'predict',
-           'report', 'export', 'cache', 'info', 'demo', 'bench', 'main_options', 'main']
+           'Quiet', 'Verbose', 'RunModel', 'RunPretrained', 'command', 'Precision', 'Projection', 'Search', 'Recipe',
+           'adapt', 'zeroshot', 'predict', 'report', 'export', 'cache', 'info', 'demo', 'bench', 'main_options', 'main']
 
 # %% ../nbs/11_cli.ipynb #cli-export-imports
 import functools
@@ -206,11 +206,15 @@ def zeroshot(images:Images, classes:Classes, output:Output, templates:Templates=
     _label(images, classes, output, 'zeroshot', report, quiet, verbose, templates=templates, max_unreadable=max_unreadable, model=model, pretrained=pretrained, device=device, precision=precision.value, encode_batch_size=batch_size,
         num_workers=workers, cache=_cache(cache, no_cache), resume=resume, overwrite=overwrite)
 
+# %% ../nbs/11_cli.ipynb #cli-run-model
+RunModel = Annotated[Optional[str], _option('--model', '-m', group='Model', metavar='NAME', help='The model of the RUN, if it lies elsewhere now or was not named on this machine before.  [default: what the RUN names]', show_default=False)]
+RunPretrained = Annotated[Optional[str], _option('--pretrained', '-p', group='Model', metavar='FILE', help='The same for a checkpoint file.  [default: what the RUN names]', show_default=False)]
+
 # %% ../nbs/11_cli.ipynb #cli-others
 @command
 def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '-o', group='What', metavar='FILE', help='A `.csv`, `.jsonl` or `.parquet` file.', show_default=False)],
     probabilities:Annotated[Optional[Path], _option('--probabilities', group='What', metavar='FILE', help='Also write all probabilities (images, classes) as a `.npy` file.', show_default=False)]=None, max_unreadable:MaxUnreadable=.1,
-    device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None, no_cache:NoCache=False, overwrite:Overwrite=False, quiet:Quiet=False, verbose:Verbose=False):
+    model:RunModel=None, pretrained:RunPretrained=None, device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None, no_cache:NoCache=False, overwrite:Overwrite=False, quiet:Quiet=False, verbose:Verbose=False):
     """Label new IMAGES with the model of a RUN.
 
     Example:
@@ -225,7 +229,8 @@ def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '
         for path in (output, probabilities):
             if path is not None and path.exists() and not overwrite: raise FileExistsError(f'{path} exists; name another file, or pass --overwrite')
     on_first(check)
-    table, p, skipped = runs.predict(run, images, max_unreadable, device, not quiet, _cache(cache, no_cache), precision=precision.value, encode_batch_size=batch_size, num_workers=workers)
+    table, p, skipped = runs.predict(run, images, max_unreadable, device, not quiet, _cache(cache, no_cache), model, pretrained,
+        precision=precision.value, encode_batch_size=batch_size, num_workers=workers)
     def write():
         runs.write_table(table, output)
         if probabilities is not None: runs.write_array(p.numpy(), probabilities)
@@ -246,7 +251,7 @@ def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='W
     _write_report(run, labels, images, quiet)
 
 @command
-def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)]):
+def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)], model:RunModel=None, pretrained:RunPretrained=None):
     """Write the adapted image tower as a plain open_clip checkpoint, with its classifier beside it.
 
     Example:
@@ -254,7 +259,7 @@ def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='F
     `reclip export RUN exported/`
     """
     from reclip import run as runs
-    print(runs.export(run, output))
+    print(runs.export(run, output, model, pretrained))
 
 @command
 def cache(folder:Cache=None, clear:Annotated[bool, typer.Option('--clear', metavar='', help='Remove all of it.')]=False):

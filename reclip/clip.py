@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 'open_image', 'ImageDataset', 'out_of_memory',
            'fit_memory', 'mixed', 'image_loader', 'usual_batch', 'placer', 'encode_shares', 'encode_images', 'can_cut',
-           'cut_tokens', 'encode_tokens', 'encode_text']
+           'cut_tokens', 'encode_tokens', 'encode_text', 'prompt_tokens']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
+from .trust import SCHEMES, check_configs, no_code_of_others, remember_model
+from .weights import UnusableModel, check_weights, checkpoint_file, checkpoint_settings, why_not_loaded
+from .notes import note
 from .devices import alike, default_device, everyone, gather_rows, is_first, share, together, world
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
@@ -43,53 +46,49 @@ def _device(name):
         raise ValueError(f"device: {str(name)!r} cannot be used; this machine has {', '.join(here)}") from e
     return name or default_device()
 
-def _preprocessing(model):
-    "What all tags of a model say about its images; a checkpoint file does not tell"
-    known = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
-    found = {key: {str(cfg.get(key)): cfg.get(key) for cfg in known} for key in ('mean', 'std', 'interpolation', 'resize_mode')}
-    return {f'image_{key}': next(iter(values.values())) for key, values in found.items() if len(values) == 1}
-
-def _weight_files(model):
-    "Files of a `local-dir:` that open_clip might unpickle: all that are not safetensors, if there is no safetensors"
-    folder = Path(model.removeprefix('local-dir:'))
-    if not model.startswith('local-dir:') or not folder.is_dir() or any(folder.glob('*.safetensors')): return []
-    return [o for o in folder.iterdir() if o.suffix in ('.bin', '.pt', '.pth')]
-
-def _why_not_loaded(error):
-    "One sentence about what went wrong inside open_clip"
-    text = ' '.join(str(error).split())
-    if isinstance(error, ImportError): return f"needs another package: {text}; pip install 'reclip-torch[hf]' brings transformers"
-    if any(o in text for o in ('loading state_dict', 'size mismatch', 'width changed')): return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
-    if 'eights_only' in text or 'Unsupported global' in text: return 'not a checkpoint that can be read safely: it holds other things than tensors, or is no checkpoint at all; save its state_dict as .safetensors'
-    if 'Failed to download' in text or 'HF Hub' in text: return f'the weights cannot be had from the hub ({text[-220:].split("Last error: ")[-1].rstrip(".")}); name a checkpoint on this machine (pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)'
-    if 'pretrained weights' in text: return f'no weights were found: {text[:160]}'
-    return f'not a checkpoint that open_clip can read: {type(error).__name__}: {text[:160]}'
+def _check_source(model, pretrained):
+    "`ValueError` for a model or weights that open_clip does not know"
+    _check_name(model, ['demo', *open_clip.list_models()], 'model')
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is None:
+        raise ValueError(f"{model} without `pretrained` would have random weights; tags: {', '.join(tags)}")
+    if checkpoint_file(model, pretrained) is None:
+        _check_name(str(pretrained), tags, f'tag or checkpoint file for {model}')
 
 def load_clip(
-    model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, or `"demo"` for the model that ships with this package
-    pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; not used by `"demo"` and `"hf-hub:..."`
+    model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"`, or `"demo"` for the model that ships with this package
+    pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; of an architecture only
     device:str|torch.device|None=None, # default: default_device
 )->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W) float32; list of str -> (B, L) int64
-    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint. Checkpoints that carry code are refused"
+    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint. What carries code is refused"
     device = _device(device)
     if model == 'demo':
         from reclip.demo import demo_clip
         return demo_clip(device)
-    named = not model.startswith(('hf-hub:', 'local-dir:'))
+    named = not model.startswith(SCHEMES)
     if named:
-        _check_name(model, ['demo', *open_clip.list_models()], 'model')
-        if pretrained is None: raise ValueError(f"{model} without `pretrained` would have random weights; tags: {', '.join(open_clip.list_pretrained_tags_by_model(model))}")
-        if not Path(pretrained).is_file(): _check_name(pretrained, open_clip.list_pretrained_tags_by_model(model), f'tag or checkpoint file for {model}')
-    source = f'{model}, {pretrained}' if named else model
+        _check_source(model, pretrained)
+    check_configs(model)
+    check_weights(model, pretrained)
+    settings = checkpoint_settings(model, pretrained) if named else {}
     try:
-        local = named and Path(pretrained).is_file()
-        for file in [o for o in ([Path(pretrained)] if local else _weight_files(model)) if o.suffix not in ('.safetensors', '.npz', '.npy')]: torch.load(file, map_location='cpu', weights_only=True)      # refuses code; open_clip would try again without the guard
-        net, preprocess = open_clip.create_model_from_pretrained(model, pretrained if named else None, device=device, **(_preprocessing(model) if local else {}))
-        return net.eval(), preprocess, open_clip.get_tokenizer(model)
-    except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError): raise
-    except Exception as e: raise ValueError(f'{source}: {_why_not_loaded(e)}') from e
+        with no_code_of_others():
+            net, preprocess = open_clip.create_model_from_pretrained(model, str(pretrained) if named else None, device=device, pretrained_text=False, **settings)
+            tokenizer = open_clip.get_tokenizer(model)
+    except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError, UnusableModel):
+        raise
+    except Exception as e:
+        raise ValueError(f'{model}, {pretrained}: {why_not_loaded(e)}' if named else f'{model}: {why_not_loaded(e)}') from e
+    remember_model(model, pretrained)
+    return net.eval(), preprocess, tokenizer
 
 # %% ../nbs/01_clip.ipynb #clip-unit-rows
+def _moderate(x):
+    "Rows whose squares would leave the range of their type, divided by their largest value; all others as they are"
+    top = x.abs().amax(1, keepdim=True)
+    odd = (top > 2.**55) | (top < 2.**-55)
+    return torch.where(odd & (top > 0), x / top, x) if odd.any() else x
+
 def unit_rows(
     features, # (N, D) tensor or array of any float type
     name:str='features', # what to call them in an error
@@ -101,6 +100,7 @@ def unit_rows(
     x = x if x.dtype == torch.float64 else x.float()
     bad = ~torch.isfinite(x).all(1)
     if bad.any(): raise ValueError(f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity, first in row {int(bad.nonzero()[0])}; drop or re-encode them")
+    x = _moderate(x)
     length = x.norm(dim=1, keepdim=True)
     if (length == 0).any(): raise ValueError(f"{name}: row {int((length[:, 0] == 0).nonzero()[0])} is all zeros and has no direction; drop or re-encode it")
     return x / length
@@ -347,3 +347,29 @@ def encode_text(
             rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
             bar.update(len(part))
     return gather_rows(torch.cat(rows) if rows else None).to(device)[order.argsort()[place].to(device)]
+
+# %% ../nbs/01_clip.ipynb #clip-prompt-tokens
+def _cut_prompts(tokenizer, prompts, tokens, more=8):
+    "Positions of the prompts that would have had more tokens with more room"
+    length = tokens.shape[1]
+    try:
+        blank = tokenizer([''], context_length=length + more)
+    except TypeError:                                                       # a function of somebody's own, which takes no length
+        return []
+    padding = blank.mode().values
+    full = ((tokens[:, 0] != padding) & (tokens[:, -1] != padding)).nonzero()[:, 0].tolist()
+    if not full:
+        return []
+    longer = tokenizer([prompts[i] for i in full], context_length=length + more)
+    return [i for i, row in zip(full, longer) if (row != padding).sum() > (tokens[i] != padding).sum()]
+
+def prompt_tokens(
+    tokenizer, # of a model: list of str -> (P, L) int64
+    prompts:Sequence[str], # P sentences
+)->torch.Tensor: # tokens (P, L) int64
+    "Tokens of prompts; a note says how many of them did not fit"
+    tokens = tokenizer(list(prompts))
+    if cut := _cut_prompts(tokenizer, prompts, tokens):
+        first = prompts[cut[0]] if len(prompts[cut[0]]) <= 60 else f'{prompts[cut[0]][:60]}...'
+        note(f"{len(cut):,} of {len(prompts):,} prompts are longer than the {tokens.shape[1]} tokens that this model reads, and were cut there, the first: {first!r}; use shorter names, descriptions or templates")
+    return tokens

@@ -36,6 +36,7 @@ from .graph import SEARCHES
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
+from .trust import settled_model
 from .words import read_classes, read_templates
 from .zeroshot import check_class_names, check_templates
 
@@ -291,7 +292,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     if method not in METHODS: raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if not isinstance(max_unreadable, (int, float)) or not 0 <= max_unreadable <= 1: raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable!r}")
     words = read_classes(classes)
-    if pretrained and os.path.isfile(pretrained): pretrained = os.path.abspath(pretrained)
+    model, pretrained = settled_model(model, pretrained)
     clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, **settings)
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
@@ -369,11 +370,13 @@ def predict(
     device:str|None=None, # default: `"cuda"` if there is one, else `"cpu"`
     progress:bool=True, # show bars
     cache:str|os.PathLike|None='auto', # see adapt
+    model:str|None=None, # name of the run's model, if it lies elsewhere now or has not been named on this machine, see model_of_run
+    pretrained:str|None=None, # the same for a checkpoint file
     **settings, # of ReCLIP that may differ from the run: encode_batch_size, num_workers, precision
 )->tuple[pd.DataFrame, torch.Tensor, list[Skipped]]: # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
     "Labels of images that were not in the run"
     def prepare():
-        about, clip = read_run(run)['run'], ReCLIP.load(run, device=device, verbose=shown).set_params(**settings)
+        about, clip = read_run(run)['run'], ReCLIP.load(run, model, device=device, verbose=shown, pretrained=pretrained).set_params(**settings)
         _check_settings(clip)
         if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
         return about, clip
@@ -436,17 +439,20 @@ print(classes[int((features @ weights.T).argmax())])
 def export(
     run:str|os.PathLike, # folder of a finished run
     output:str|os.PathLike, # folder to write; must not exist
+    model:str|None=None, # name of the run's model, see predict
+    pretrained:str|None=None, # the same for a checkpoint file
 )->Path: # the folder
     "A plain open_clip checkpoint with V's image tower, and its classifier; `FileExistsError` if something stands there"
-    settings, output = read_run(run)['settings'], Path(output)
+    output = Path(output)
+    read_run(run)
     if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
-    clip = ReCLIP.load(run, device='cpu', verbose=False)
-    model, _, _ = clip._clip()
+    clip = ReCLIP.load(run, model, device='cpu', verbose=False, pretrained=pretrained)
+    net, _, _ = clip._clip()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
         new = Path(scratch, 'new'); new.mkdir()
-        with borrowed(model, clip.image_state_): _tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in model.state_dict().items()})
-        _json(new / 'open_clip_config.json', _open_clip_config(settings['model'], model))
+        with borrowed(net, clip.image_state_): _tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in net.state_dict().items()})
+        _json(new / 'open_clip_config.json', _open_clip_config(clip.model, net))
         _tensors(new / 'classifier.safetensors', dict(centroids=clip.centroids_, text_features=clip.text_features_))
         (new / 'classes.txt').write_text(''.join(f'{" ".join((o if isinstance(o, str) else o[0]).split())}\n' for o in clip.class_names), encoding='utf-8')
         (new / 'README.md').write_text(_USAGE, encoding='utf-8')

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, usual_batch
+from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, prompt_tokens, usual_batch
 from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
@@ -392,7 +392,9 @@ def adapt(
     if not keep_images >= 0: raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
     if epochs and keep_images and not isinstance(images, torch.Tensor): data = KeptImages(data, keep_images, num_workers)
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress)
-    long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
+    (long, owners), (short, few) = class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])
+    long = (prompt_tokens(tokenizer, long) if text_features is None else tokenizer(long)), owners.to(device)       # known features: what was cut has been said
+    short = tokenizer(short), few.to(device)
     training = cut_tokens(model, short[0]).to(device), short[1]
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
     def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision)

@@ -10,7 +10,7 @@ __all__ = ['check_class_names', 'check_templates', 'class_prompts', 'class_mean'
 from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
-from .clip import encode_text, unit_rows
+from .clip import encode_text, prompt_tokens, unit_rows
 
 # %% ../nbs/02_zeroshot.ipynb #zeroshot-check
 def check_class_names(
@@ -82,7 +82,7 @@ def text_classifier(
 )->torch.Tensor: # text_features (M, D) float32, unit rows
     "Text features of the classes: the normalised mean of their normalised prompts"
     prompts, owner = class_prompts(class_names, templates, descriptions)
-    return class_mean(encode_text(model, tokenizer(prompts), batch_size, progress), owner, len(class_names))
+    return class_mean(encode_text(model, prompt_tokens(tokenizer, prompts), batch_size, progress), owner, len(class_names))
 
 # %% ../nbs/02_zeroshot.ipynb #zeroshot-same-text
 def same_text(
