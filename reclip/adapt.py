@@ -8,8 +8,6 @@ __all__ = ['write_folder', 'read_folder', 'fingerprint', 'ReCLIP']
 # %% ../nbs/07_reclip.ipynb #reclip-export-imports
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,6 +20,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import ImageDataset, encode_images, load_clip, unit_rows
+from .files import write_json
+from .folders import recover, whole_folder
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
 from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state, student_labels, student_logits
@@ -40,17 +40,9 @@ def write_folder(
     if folder.exists() and not overwrite: raise FileExistsError(f"{folder} exists; pass overwrite=True to replace it, or another name")
     if folder.exists() and not (folder / 'adapted.safetensors').is_file(): raise FileExistsError(f"{folder} is not a saved ReCLIP, so it is not replaced; pass another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as scratch:     # same disk, so that a rename is enough
-        new = Path(scratch, 'new')
-        new.mkdir()
+    with whole_folder(folder) as new:
         (new / 'adapted.safetensors').write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}))
-        (new / 'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
-        old = Path(scratch, 'old')
-        if folder.exists(): os.replace(folder, old)
-        try: os.replace(new, folder)
-        except BaseException:
-            if old.exists(): os.replace(old, folder)        # the earlier one goes back to its place
-            raise
+        write_json(new / 'config.json', config)
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder-read-folder
 def read_folder(
@@ -58,6 +50,7 @@ def read_folder(
 )->tuple[dict, dict]: # tensors and config
     "Read both files; `FileNotFoundError` if one is missing, `ValueError` if one is damaged"
     folder = Path(folder)
+    recover(folder)                                                   # a kill may have hidden it
     for name in ('config.json', 'adapted.safetensors'):
         if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name} is not there; {folder} is not a folder that ReCLIP.save wrote")
     try: return load_file(folder / 'adapted.safetensors'), json.loads((folder / 'config.json').read_text(encoding='utf-8'))

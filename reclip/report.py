@@ -15,7 +15,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -38,8 +37,10 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .clip import UnreadableImage
 from .files import whole_file
+from .folders import hold, temporary_folder
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
+from .kept import recover_run
 from .run import log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-labels
@@ -528,7 +529,15 @@ def write_report(
     timeout:int=1800, # seconds that one cell may take
     progress:bool=True, # show a bar
 )->Path: # `report.html` in the run's folder; `report.ipynb` is beside it
-    "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `ChildProcessError` if the notebook's process fails"
+    "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `ChildProcessError` if the notebook's process fails, `BlockingIOError` while another process writes to the run"
+    read_run(folder)                                                             # else nothing is held, which would make a file beside it
+    place = os.path.realpath(folder)
+    with hold(place):
+        recover_run(place)
+        return _write_report(folder, labels, images, timeout, progress)
+
+def _write_report(folder, labels, images, timeout, progress):
+    "The same, in a run that is held"
     folder = Path(folder).absolute()
     d = open_run(folder, labels, images)                                         # what is wrong shows here, not in a notebook's traceback
     log.info('writing the report')
@@ -536,8 +545,8 @@ def write_report(
     values = dict(run=str(folder), labels=None if labels is None else labels if str(labels) == 'folders' else os.path.abspath(labels), images=None if images is None else os.path.abspath(images))
     for c in notebook.cells:
         if 'parameters' in c.metadata.get('tags', []): c.source = ''.join(f'{k} = {show_path(v)!r}\n' if v is not None else f'{k} = None\n' for k, v in values.items())
-    with tempfile.TemporaryDirectory(prefix='reclip-') as empty:                   # Python imports from the folder that it runs in: an empty one, never the run's
-        client = NotebookClient(notebook, kernel_manager_class=_Kernel, kernel_name='python3', timeout=timeout, resources=dict(metadata=dict(path=empty)))
+    with temporary_folder(folder) as empty:                   # Python imports from the folder that it runs in: an empty one, never the run's
+        client = NotebookClient(notebook, kernel_manager_class=_Kernel, kernel_name='python3', timeout=timeout, resources=dict(metadata=dict(path=str(empty))))
         client.create_kernel_manager().connection_file = os.path.join(empty, 'k.json')
         _execute(client, notebook, progress)
     notebook.metadata.pop('widgets', None)

@@ -4,35 +4,39 @@
 
 # %% auto #0
 __all__ = ['log', 'METHODS', 'check_table_path', 'write_array', 'write_table', 'read_table', 'read_predictions', 'predictions',
-           'partial_folder', 'is_run', 'read_run', 'machine', 'adapt', 'predict', 'info', 'export']
+           'read_run', 'machine', 'adapt', 'predict', 'info', 'export']
 
 # %% ../nbs/09_run.ipynb #run-export-imports
 import json
 import logging
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
+from errno import EDQUOT, EFBIG, ENOSPC
 from importlib.util import find_spec
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import open_clip
 import pandas as pd
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from .adapt import ReCLIP, fingerprint
-from .cache import encode_cached
-from .clip import PRECISIONS
-from .devices import default_device, from_first, is_first, node_first, on_first, together, world
-from .files import whole_file
+from .cache import encode_cached, image_digests, model_digests
+from .clip import PRECISIONS, UnreadableImage
+from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
+from .files import whole_file, write_json
+from .folders import check_place, check_writable, discard, hold, whole_folder
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
 from .graph import SEARCHES
+from .kept import CannotGoOn, Seen, begin, finish, is_run, mend_run, pack_digests, partial_folder, read_begun
+from .kept import read_digests, read_tensors, recover_run, row_digests, same_images, same_model, split_digests
+from .kept import write_tensors
+from .notes import note, noting
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
@@ -40,22 +44,9 @@ from .trust import settled_model
 from .words import read_classes, read_templates
 from .zeroshot import check_class_names, check_templates
 
-# %% ../nbs/09_run.ipynb #run-write-whole
+# %% ../nbs/09_run.ipynb #run-tables
 log = logging.getLogger('reclip')
 
-def _json(path, value):
-    with whole_file(path) as p: p.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding='utf-8')
-
-def _tensors(path, tensors, **metadata):
-    with whole_file(path) as p: p.write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}, {k: json.dumps(v) for k, v in metadata.items()}))
-
-def _read_tensors(path):
-    "Tensors and metadata"
-    try:
-        with safe_open(path, 'pt') as file: return {k: file.get_tensor(k) for k in file.keys()}, {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-    except (SafetensorError, ValueError) as e: raise ValueError(f"{path} is damaged ({e}); begin again with overwrite=True (--overwrite)") from e
-
-# %% ../nbs/09_run.ipynb #run-tables
 def check_table_path(
     path:str|os.PathLike, # where a table shall be
     kinds:Sequence[str]=('.csv', '.jsonl', '.parquet'), # suffixes that it may have
@@ -65,8 +56,7 @@ def check_table_path(
     if path.suffix not in kinds: raise ValueError(f"{path}: expected a name that ends in {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
     if not path.parent.is_dir(): raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
     if path.suffix == '.parquet' and not any(map(find_spec, ('pyarrow', 'fastparquet'))): raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow; or name a .csv or .jsonl file")
-    try: tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as e: raise OSError(f"{path.parent} cannot be written to ({e.strerror}); name another folder") from e
+    check_writable(path.parent)
 
 def write_array(
     array, # of numbers
@@ -141,20 +131,6 @@ def _check_settings(clip):
     if not isinstance(clip.alpha, (int, float)) or not 0 < clip.alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {clip.alpha!r}")
     for name in ('lr_text', 'lr_image', 'momentum', 'weight_decay', 'tol', 'keep_images'): number(name, 0)
 
-def partial_folder(
-    output:str|os.PathLike, # where the run shall be
-)->Path: # where it is while work goes on
-    "`NAME.partial` beside `NAME`"
-    output = Path(output)
-    if output.name in ('', '..'): output = Path(os.path.abspath(output))          # `.` has no name of its own
-    return output.parent / f'{output.name}.partial'
-
-def is_run(
-    folder:str|os.PathLike, # any path
-)->bool: # whether a run left it
-    "Whether a folder holds a finished run"
-    return all((Path(folder) / o).is_file() for o in ('config.json', 'predictions.csv', 'adapted.safetensors'))
-
 _NUMBER, _MAYBE = (int, float), type(None)
 _CONFIG = dict(history=list, versions=dict,
     settings=dict(model=str, pretrained=(str, _MAYBE), class_names=list, templates=list, descriptions=(list, _MAYBE), projection=str, recipe=str, precision=str, seed=int, batch_size=int, n_neighbors=int, alpha=_NUMBER, lr_text=_NUMBER, lr_image=_NUMBER, momentum=_NUMBER),
@@ -177,107 +153,220 @@ def _contradiction(settings, about):
 def read_run(
     run:str|os.PathLike, # folder of a finished run
 )->dict: # its `config.json`
-    "What a run says about itself; `FileNotFoundError` or `ValueError` if it is not a whole run"
+    "What a run says about itself; `FileNotFoundError` or `ValueError` if it is not a whole run. What a kill left is put right"
     run = Path(run)
+    mend_run(run)
     if not is_run(run):
-        more = f"; {partial_folder(run)} is unfinished: repeat what began it with resume=True (--resume)" if partial_folder(run).exists() else ''
+        work = partial_folder(run)
+        more = f"; {work} is unfinished: repeat what began it with resume=True (--resume)" if work.exists() else ''
         raise FileNotFoundError(f"{run} is not a finished run of reclip (it needs config.json, predictions.csv and adapted.safetensors){more}")
-    try: config = json.loads((run / 'config.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f"{run / 'config.json'} is damaged: {e}") from e
+    return _read_config(run)
+
+def _read_config(run):
+    "What a run says about itself, as it is"
+    path = run / 'config.json'
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}") from e
     wrong = _unlike(config, _CONFIG) or _contradiction(config['settings'], config['run'])
-    if wrong: raise ValueError(f"{run / 'config.json'} does not describe a run: {wrong}")
+    notes = wrong or config.setdefault('notes', [])                   # version 0.0.1 had none
+    if not wrong and not (isinstance(notes, list) and all(isinstance(o, str) for o in notes)):
+        wrong = 'notes are not sentences'
+    if wrong:
+        raise ValueError(f"{path} does not describe a run: {wrong}")
     return config
 
-def _open_output(output, settings, resume, overwrite):
-    "The working folder, made or found again; refuses to touch what it must not"
-    output, work = Path(output), partial_folder(output)
-    def begun_alike(folder): return is_run(folder) and read_run(folder)['run']['begun'] == json.loads(json.dumps(settings))
-    if resume and not overwrite and begun_alike(output): return None                 # finished already
-    if work.is_dir() and all(o.name.startswith('.begun.json-') for o in work.iterdir()): shutil.rmtree(work)      # stopped before it began
-    if output.exists() and not overwrite: raise FileExistsError(f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)")
-    if output.exists() and not is_run(output): raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
-    if work.exists() and (resume or overwrite) and begun_alike(work):                # stopped on the last step
-        _finish(work, output)
-        return None
-    if work.exists() and not (work / 'begun.json').is_file(): raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
-    if work.exists() and not resume and not overwrite: raise FileExistsError(f"{work} holds an unfinished run; go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)")
-    if work.exists() and resume:
-        try: begun = json.loads((work / 'begun.json').read_text(encoding='utf-8'))
-        except ValueError as e: raise ValueError(f"{work / 'begun.json'} is damaged ({e}); begin again with overwrite=True (--overwrite)") from e
-        other = [k for k in settings if begun.get(k) != json.loads(json.dumps(settings[k]))]
-        if other and not overwrite: raise ValueError(f"{work} was begun with other settings: {', '.join(f'{k} was {begun.get(k)!r}, now {settings[k]!r}' for k in other[:3])}; repeat the command as it was, or begin again with overwrite=True (--overwrite)")
-        if not other: return work
-    if work.exists(): shutil.rmtree(work)
-    work.mkdir(parents=True)
-    try: _json(work / 'begun.json', settings)
-    except BaseException:
-        shutil.rmtree(work)
-        raise
-    return work
+# %% ../nbs/09_run.ipynb #run-output
+def _check_free(output, resume, overwrite):
+    "`FileExistsError` if something stands there that must stay"
+    if os.path.exists(output) and not overwrite and not (resume and is_run(output)):
+        raise FileExistsError(f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)")
+    if os.path.exists(output) and not is_run(output):
+        raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
 
-def _finish(work, output):
-    "The working folder takes its place"
-    with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
-        old = Path(scratch, 'old')
-        if output.exists(): os.replace(output, old)
-        try: os.replace(work, output)
-        except BaseException:
-            if old.exists(): os.replace(old, output)
-            raise
+def _check_apart(output, images, others, overwrite):
+    "What is read must not be replaced: `ValueError`. A run among the images is noted"
+    single = isinstance(images, (str, os.PathLike))
+    def real(path): return os.path.join(os.path.realpath(os.path.expanduser(path)), '')
+    def is_within(path): return isinstance(path, (str, os.PathLike)) and os.path.exists(path) and real(path).startswith(real(output))
+    if overwrite and os.path.isdir(output):
+        within = next((o for o in ([images] if single else [*images[:1], *images[-1:]]) + others if is_within(o)), None)
+        if within is not None:
+            raise ValueError(f"{show_path(within)} lies in {output}, which would be replaced; move it, or name another output")
+    if single and os.path.isdir(os.path.expanduser(images)) and real(output).startswith(real(images)):
+        note(f"{show_path(output)} lies in the folder of the images, and is searched with it next time; better name a folder elsewhere")
+
+def _claim(stack, output, images, others, resume, overwrite):
+    "Where the run shall be, held until the stack is closed, and put right after a kill; an error says what speaks against it"
+    _check_free(Path(output), resume, overwrite)
+    place = check_place(output, '.partial')
+    _check_apart(place, images, others, overwrite)
+    stack.enter_context(hold(place))
+    recover_run(place)
+    _check_free(place, resume, overwrite)
+    return place
+
+def _begun_alike(folder, settings):
+    "Whether a finished run was begun with these settings"
+    return is_run(folder) and _read_config(folder)['run']['begun'] == settings
+
+def _check_unchanged(folder, weights, look):
+    "`CannotGoOn` if images or model of a finished run have changed since"
+    before, digests, whose = _read_config(folder)['run'].get('weights'), read_digests(folder), f'the run in {folder}'
+    if before is None or digests is None:
+        return note(f"{folder} was made by a version of reclip that kept no digests: whether images or model have changed since is not known")
+    same_model(before, weights, whose)
+    skipped = read_table(folder / 'skipped.csv', dict(path=str)).path.tolist()
+    about = read_tensors(folder / 'digests.safetensors')[1]
+    seen = Seen(read_predictions(folder).path.tolist(), digests, skipped, about.get('unreadable', {}))
+    same_images(seen, look(), whose)
+
+def _begun_with(work, settings, weights):
+    "Id of the unfinished run; `CannotGoOn` if it was begun with something else"
+    begun = read_begun(work)
+    other = [f'{k} was {begun.get(k)!r}, now {v!r}' for k, v in settings.items() if begun.get(k) != v]
+    if other:
+        raise CannotGoOn(f"{work} was begun with other settings: {', '.join(other[:3])}; repeat the command as it was, or begin again with overwrite=True (--overwrite)")
+    same_model(begun['weights'], weights)
+    return begun['run_id']
+
+def _open_output(output, settings, weights, look, resume, overwrite):
+    "Working folder and id of the run, begun or found again; None if it is finished. Refuses to touch what it must not"
+    work, settings = partial_folder(output), json.loads(json.dumps(settings))
+    if resume and not overwrite and _begun_alike(output, settings):
+        return _check_unchanged(output, weights, look)
+    _check_free(output, False, overwrite)
+    if work.is_dir() and all(o.name.startswith('.begun.json-') for o in work.iterdir()):
+        discard(work)                                                 # of version 0.0.1, stopped before it began
+    if not os.path.lexists(work):
+        return work, begin(work, settings, weights)
+    whole = _begun_alike(work, settings)                              # stopped on the last step
+    if not whole and not (work / 'begun.json').is_file():
+        raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
+    if not resume and not overwrite:
+        raise FileExistsError(f"{work} holds an unfinished run; go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)")
+    if resume:
+        try:
+            if not whole:
+                return work, _begun_with(work, settings, weights)
+            _check_unchanged(work, weights, look)
+            return finish(work, output)
+        except CannotGoOn as e:
+            _begin_anew(e, overwrite)
+    return work, begin(work, settings, weights)
+
+def _begin_anew(error, overwrite):
+    "What was kept cannot be used: an error, unless it may be replaced"
+    if not overwrite:
+        raise error
+    log.info('begun anew: %s', str(error).partition(';')[0])
 
 # %% ../nbs/09_run.ipynb #run-steps
-def _encode(clip, files, skipped, max_unreadable, cache):
+class _Found(NamedTuple):
+    "Images of a run, in the order of its rows"
+    features:torch.Tensor|None  # (N, D) of the pretrained tower, if they are known
+    names:list                  # (N,)
+    files:ImageFiles|None       # None if somebody gave features
+    skipped:list[Skipped]
+    digests:list[bytes]         # (N,) of 16 bytes
+    unreadable:dict[str, str]   # see Seen
+
+def _is_features(images): return isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
+
+def _find(clip, images):
+    "What is there now"
+    if not _is_features(images):
+        files, skipped = find_images(images)
+        return _Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
+    features, width = read_features(images), clip._zero_shot_texts().shape[1]
+    if features.shape[1] != width:
+        raise ValueError(f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them")
+    return _Found(features, [str(i) for i in range(len(features))], None, [], row_digests(features), {})
+
+def _digests_now(clip, images):
+    "Digests of what is there now, by name"
+    now = _find(clip, images)
+    return dict(zip(map(show_path, now.names), now.digests))
+
+def _encode(clip, files, skipped, max_unreadable, cache, digests=None):
     "Features of the pretrained tower, files that could be opened, and all that was skipped"
     model, preprocess, _ = clip._clip()
+    encode = partial(encode_cached, cache=cache, digests=digests)
+    settings = dict(batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
     with borrowed(model):
-        return encode_readable(model, files, preprocess, skipped, max_unreadable, partial(encode_cached, cache=cache), batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+        return encode_readable(model, files, preprocess, skipped, max_unreadable, encode, **settings)
 
-def _look(clip, images, kept):
-    "Features of the pretrained tower if somebody has computed them already, names, files and skipped ones"
-    if str(images).lower().endswith(FEATURE_SUFFIXES) and isinstance(images, (str, os.PathLike)):
-        features, width = read_features(images), clip._zero_shot_texts().shape[1]
-        if features.shape[1] != width: raise ValueError(f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them")
-        return features, [str(i) for i in range(len(features))], None, []
-    files, skipped = find_images(images)
-    if kept.is_file():
-        tensors, about = _read_tensors(kept)
-        rows = {show_path(name): i for i, name in enumerate(files.names)}
-        gone = [o for o in about['names'] if o not in rows]
-        if gone: raise ValueError(f"{len(gone)} images of the unfinished run are gone, such as {gone[0]}; put them back, or begin again with overwrite=True (--overwrite)")
-        known = {*about['names'], *(o[0] for o in about['skipped'])}
-        come = [o for o in rows if o not in known]
-        if come: raise ValueError(f"{len(come)} images have come since the unfinished run was begun, such as {come[0]}; take them away, or begin again with overwrite=True (--overwrite)")
-        log.info('found the features of %s images from before', f"{len(about['names']):,}")
-        files = files.keep([rows[o] for o in about['names']])
-        return tensors['frozen'].clone(), files.names, files, [Skipped(*o) for o in about['skipped']]     # clone: rows of a mapped file lie where the last bit of a product may differ
-    log.info('%s images found, %s skipped', f'{len(files):,}', f'{len(skipped):,}')
-    return None, files.names, files, skipped
+def _look(clip, images, kept, run_id, notes):
+    "What is there now, with features if somebody has computed them already; `CannotGoOn` if they are of other images"
+    now = _find(clip, images)
+    if now.files is None:
+        return now
+    if not kept.is_file():
+        log.info('%s images found, %s skipped', f'{len(now.names):,}', f'{len(now.skipped):,}')
+        return now
+    tensors, about = read_tensors(kept, run_id)
+    notes += [o for o in about['notes'] if o not in notes]
+    names, skipped = about['names'], [Skipped(*o) for o in about['skipped']]
+    at = {show_path(name): i for i, name in enumerate(now.names)}
+    seen = Seen(names, split_digests(tensors['digests']), [o.path for o in skipped], about['unreadable'])
+    same_images(seen, dict(zip(at, now.digests)))
+    log.info('found the features of %s images from before', f'{len(names):,}')
+    files = now.files.keep([at[o] for o in names])
+    features = tensors['frozen'].clone()                              # rows of a mapped file lie where the last bit of a product may differ
+    return _Found(features, files.names, files, skipped, seen.digests, seen.unreadable)
 
-def _frozen(clip, images, work, max_unreadable, cache):
-    "Features of the pretrained tower, names, files and skipped ones; the first process searches and writes"
+def _encode_found(clip, found, max_unreadable, cache):
+    "The same with features, without what could not be opened"
+    features, files, skipped = _encode(clip, found.files, found.skipped, max_unreadable, cache, found.digests)
+    digests = dict(zip(found.names, found.digests))
+    read = set(files.names)
+    bad = {show_path(o): digest.hex() for o, digest in digests.items() if o not in read}
+    return _Found(features.cpu(), files.names, files, skipped, [digests[o] for o in files.names], bad)
+
+def _frozen(clip, images, work, run_id, notes, max_unreadable, cache):
+    "Features of the pretrained tower, and what they are of; the first process searches and writes"
     kept, features = work / 'frozen.safetensors', None
     def look():
         nonlocal features
-        features, *rest = _look(clip, images, kept)
-        return features is not None, *rest
-    known, names, files, skipped = on_first(look)
-    if known: return from_first(features), names, files, skipped
-    features, files, skipped = _encode(clip, files, skipped, max_unreadable, cache)
-    features = features.cpu()
-    on_first(lambda: _tensors(kept, dict(frozen=features), names=[show_path(o) for o in files.names], skipped=[list(o) for o in skipped]))
-    return features, files.names, files, skipped
+        found = _look(clip, images, kept, run_id, notes)
+        features = found.features
+        return features is not None, found._replace(features=None)
+    def keep():
+        tensors = dict(frozen=found.features, digests=pack_digests(found.digests))
+        names, skipped = [show_path(o) for o in found.names], [list(o) for o in found.skipped]
+        write_tensors(kept, tensors, names=names, skipped=skipped, unreadable=found.unreadable, run_id=run_id, notes=notes)
+    known, found = on_first(look)
+    if known:
+        return found._replace(features=from_first(features))
+    found = _encode_found(clip, found, max_unreadable, cache)
+    on_first(keep)
+    return found
 
-def _fit(clip, method, features, files, work):
+def _fit(clip, method, found, work, run_id, notes):
     "The chosen method, going on from the last finished epoch if there is one"
-    if method != 'adapt' or files is None: return clip.fit_features(features, propagate=method != 'zeroshot')
     path = work / 'checkpoint.safetensors'
     def last():
-        if not path.is_file(): return None
-        tensors, about = _read_tensors(path)
+        if not path.is_file():
+            return None
+        tensors, about = read_tensors(path, run_id)
+        notes.extend(o for o in about['notes'] if o not in notes)
         log.info('going on after epoch %d', len(about['history']))
         return TrainingState(tensors, about['history'], about['trained'])
-    def keep(state): on_first(lambda: _tensors(path, state.tensors, history=state.history, trained=state.trained))
-    return clip.fit(files, frozen_features=features, state=on_first(last), keep=keep)
+    def keep(state):
+        about = dict(history=state.history, trained=state.trained, run_id=run_id, notes=notes)
+        on_first(lambda: write_tensors(path, state.tensors, **about))
+    state = on_first(last)
+    try:
+        if method != 'adapt':
+            return clip.fit_features(found.features, propagate=method != 'zeroshot')
+        return clip.fit(found.files, frozen_features=found.features, state=state, keep=keep)
+    except UnreadableImage:
+        raise                                                         # a disk that is gone may come back
+    except (ValueError, FloatingPointError):
+        if is_first():
+            discard(work)                                             # the same again would fail again, and other settings are another run
+        raise
 
 def machine(
     device:torch.device, # that was used
@@ -320,47 +409,99 @@ def adapt(
     cache:str|os.PathLike|None='auto', # folder where features of the pretrained tower stay for later runs, None for none, or `"auto"`, see cache_folder
     **settings, # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 )->pd.DataFrame: # predictions, one row per image, as in `predictions.csv`
-    "From images and words to a run. `ValueError`, `FileNotFoundError` or `FileExistsError` says what is wrong before any work is done"
-    started, clock, output, shown = datetime.now().astimezone(), time.perf_counter(), Path(output), progress and is_first()
-    clip, begun = node_first(lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, dict(verbose=shown) | settings))
+    "From images and words to a run. `ValueError`, `FileNotFoundError`, `FileExistsError` or, while another process is at work there, `BlockingIOError` says what is wrong before any work is done"
+    started, clock = datetime.now().astimezone(), time.perf_counter()
+    settings = dict(verbose=progress and is_first()) | settings
+    with ExitStack() as stack, noting() as notes:
+        place = on_first(lambda: _claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
+        clip, begun = node_first(lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, settings))
+        together(lambda: _check_words(clip, method))
+        try:
+            return _work(clip, begun, images, place, notes, (started, clock), dict(resume=resume, overwrite=overwrite, cache=cache))
+        except OSError as e:
+            raise _with_way_out(e)
+
+def _check_words(clip, method):
+    "Too few distinct words show here, not after encoding"
     text = clip._zero_shot_texts()
-    def check():                                                                        # too few distinct words show here, not after encoding
-        if same := clip._look_alike(text): raise ValueError(same)
-        if method != 'zeroshot': projection_basis(text, clip.projection, clip._max_dim())
-    together(check)
-    if (work := on_first(lambda: _open_output(output, begun, resume, overwrite))) is None:
-        log.info('%s is finished already', output)
-        return on_first(lambda: read_predictions(output))
-    try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable, cache)
-    except BaseException:
-        if is_first() and not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
-        raise
+    if same := clip._look_alike(text):
+        raise ValueError(same)
+    if method != 'zeroshot':
+        projection_basis(text, clip.projection, clip._max_dim())
+
+def _with_way_out(error):
+    "The same error; if the disk is full, a sentence that says where, and how to go on"
+    if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+        return error
+    way_out = OSError(f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, and go on with resume=True (--resume)")
+    way_out.__cause__ = error
+    return alike(way_out) if getattr(error, 'alike', False) else way_out
+
+def _weights(clip):
+    "Digests of the model: towers, preprocessing, and what its tokenizer makes of the words"
+    model, preprocess, tokenizer = clip._clip()
+    prompts = [clip.templates[0].format(o if isinstance(o, str) else o[0]) for o in clip._names()[:1000]]
+    return model_digests(model, preprocess) | dict(tokenizer=row_digests(tokenizer(prompts).flatten()[None])[0].hex())
+
+def _work(clip, begun, images, place, notes, since, options):
+    "All that is done once everything has been checked; the predictions"
+    method, resume, overwrite = begun['method'], options['resume'], options['overwrite']
+    weights = on_first(lambda: _weights(clip))
+    where = on_first(lambda: _open_output(place, begun, weights, lambda: _digests_now(clip, images), resume, overwrite))
+    if where is None:
+        log.info('%s is finished already', place)
+        return on_first(lambda: read_predictions(place))
+    work, run_id = where
+    def features():
+        try:
+            return _frozen(clip, images, work, run_id, notes, begun['max_unreadable'], options['cache'])
+        except BaseException:
+            if is_first() and not (work / 'frozen.safetensors').is_file():
+                discard(work)                                         # nothing to go on with
+            raise
+    try:
+        found = features()
+    except CannotGoOn as e:
+        _begin_anew(e, overwrite)
+        run_id = on_first(lambda: begin(work, begun, weights))
+        found = features()
     encoded = time.perf_counter()
-    if files is None and method == 'adapt': method = 'training-free'; log.info('features have no images to train on: training-free')
-    _fit(clip, method, features, files, work)
-    fitted, table = time.perf_counter(), predictions(clip, names)
-    about = dict(method=method, begun=begun, images=begun['images'], features=files is None, classes=[o if isinstance(o, str) else o[0] for o in clip.class_names], n_images=len(names), n_skipped=len(skipped),
-                 n_unreadable=sum(o.kind == 'unreadable' for o in skipped), started=started.isoformat(timespec='seconds'), machine=machine(next(clip._clip()[0].parameters()).device),
-                 seconds=dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(time.perf_counter() - clock, 2)))
-    def finish():
-        _write_results(work, clip, table, skipped, features, about)
-        _finish(work, output)
-    on_first(finish)
-    log.info('%s: %s images, %s labels changed', output, f'{len(table):,}', f'{int(table.changed.sum()):,}')
+    if found.files is None and method == 'adapt':
+        method = 'training-free'
+        log.info('features have no images to train on: training-free')
+    _fit(clip, method, found, work, run_id, notes)
+    table = predictions(clip, found.names)
+    about = dict(method=method, begun=begun, id=run_id, weights=weights) | _account(clip, begun, found, since, encoded)
+    def end():
+        _write_results(work, clip, table, found, about, notes)
+        finish(work, place)
+    on_first(end)
+    log.info('%s: %s images, %s labels changed', place, f'{len(table):,}', f'{int(table.changed.sum()):,}')
     return table
 
-def _write_results(work, clip, table, skipped, features, about, most=20_000):
-    "All files of a finished run, then without those of an unfinished one"
+def _account(clip, begun, found, since, encoded):
+    "What `config.json` says of the work"
+    (started, clock), fitted = since, time.perf_counter()
+    seconds = dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(fitted - clock, 2))
+    shown = [o if isinstance(o, str) else o[0] for o in clip.class_names]
+    unreadable = sum(o.kind == 'unreadable' for o in found.skipped)
+    return dict(images=begun['images'], features=found.files is None, classes=shown, n_images=len(found.names),
+                n_skipped=len(found.skipped), n_unreadable=unreadable, started=started.isoformat(timespec='seconds'),
+                machine=machine(next(clip._clip()[0].parameters()).device), seconds=seconds)
+
+def _write_results(work, clip, table, found, about, notes, most=20_000):
+    "All files of a finished run; `config.json` is the last"
     tensors, config = clip._parts()
-    _tensors(work / 'adapted.safetensors', tensors)
+    write_tensors(work / 'adapted.safetensors', tensors)
     write_table(table, work / 'predictions.csv')
     write_table(pd.DataFrame(clip.history_), work / 'history.csv')
-    write_table(pd.DataFrame(skipped, columns=Skipped._fields), work / 'skipped.csv')
+    write_table(pd.DataFrame(found.skipped, columns=Skipped._fields), work / 'skipped.csv')
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most].sort().values
-    _tensors(work / 'features.safetensors', dict(rows=rows, frozen=features[rows].half(), adapted=clip.image_features_[rows].half()))
-    _json(work / 'config.json', config | dict(run=about))
-    for left in work.glob('.*-*'): left.unlink()                                     # of a write that was killed
-    for name in ('frozen.safetensors', 'checkpoint.safetensors', 'begun.json'): (work / name).unlink(missing_ok=True)
+    both = dict(frozen=found.features[rows].half(), adapted=clip.image_features_[rows].half())
+    write_tensors(work / 'features.safetensors', dict(rows=rows) | both)
+    packed = dict(digests=pack_digests(found.digests))
+    write_tensors(work / 'digests.safetensors', packed, unreadable=found.unreadable, run_id=about['id'])
+    write_json(work / 'config.json', config | dict(run=about, notes=notes))
 
 # %% ../nbs/09_run.ipynb #run-predict
 def predict(
@@ -446,15 +587,20 @@ def export(
     output = Path(output)
     read_run(run)
     if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
-    clip = ReCLIP.load(run, model, device='cpu', verbose=False, pretrained=pretrained)
-    net, _, _ = clip._clip()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
-        new = Path(scratch, 'new'); new.mkdir()
-        with borrowed(net, clip.image_state_): _tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in net.state_dict().items()})
-        _json(new / 'open_clip_config.json', _open_clip_config(clip.model, net))
-        _tensors(new / 'classifier.safetensors', dict(centroids=clip.centroids_, text_features=clip.text_features_))
-        (new / 'classes.txt').write_text(''.join(f'{" ".join((o if isinstance(o, str) else o[0]).split())}\n' for o in clip.class_names), encoding='utf-8')
-        (new / 'README.md').write_text(_USAGE, encoding='utf-8')
-        os.replace(new, output)
+    place = check_place(output)
+    with hold(place):
+        clip = ReCLIP.load(run, model, device='cpu', verbose=False, pretrained=pretrained)
+        with whole_folder(place) as new:
+            _write_export(new, clip, clip.model)
     return output
+
+def _write_export(new, clip, name):
+    "The files of an export"
+    model, _, _ = clip._clip()
+    with borrowed(model, clip.image_state_):
+        write_tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in model.state_dict().items()})
+    write_json(new / 'open_clip_config.json', _open_clip_config(name, model))
+    write_tensors(new / 'classifier.safetensors', dict(centroids=clip.centroids_, text_features=clip.text_features_))
+    shown = [' '.join((o if isinstance(o, str) else o[0]).split()) for o in clip.class_names]
+    (new / 'classes.txt').write_text(''.join(f'{o}\n' for o in shown), encoding='utf-8')
+    (new / 'README.md').write_text(_USAGE, encoding='utf-8')
