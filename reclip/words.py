@@ -96,7 +96,7 @@ def _check(names, lines, where):
 
 
 def read_classes(
-    classes:str|os.PathLike|Sequence|Mapping, # file, see page 00e; words with commas; list; or {class: [sentences]}
+    classes:str|os.PathLike|Sequence|Mapping, # file, see page 00f; words with commas; list; or {class: [sentences]}
 )->Words: # names, aliases and descriptions
     "Class names in any form; `ValueError` names the line that is wrong, `FileNotFoundError` the file that is not there"
     where, lines, words = 'classes', None, classes
