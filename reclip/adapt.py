@@ -7,7 +7,6 @@ __all__ = ['write_folder', 'read_folder', 'fingerprint', 'ReCLIP']
 
 # %% ../nbs/07_reclip.ipynb #reclip-export-imports
 import hashlib
-import json
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import ImageDataset, encode_images, load_clip, unit_rows
-from .files import write_json
+from .files import read_json, write_json
 from .folders import recover, whole_folder
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
@@ -53,7 +52,7 @@ def read_folder(
     recover(folder)                                                   # a kill may have hidden it
     for name in ('config.json', 'adapted.safetensors'):
         if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name} is not there; {folder} is not a folder that ReCLIP.save wrote")
-    try: return load_file(folder / 'adapted.safetensors'), json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    try: return load_file(folder / 'adapted.safetensors'), read_json(folder / 'config.json')
     except (ValueError, SafetensorError) as e: raise ValueError(f"{folder} is damaged: {type(e).__name__}: {e}; save it again") from e
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder-fingerprint
