@@ -106,7 +106,7 @@ class Recipe(str, Enum):
 
 def _option(*names, group, metavar='', **settings): return typer.Option(*names, rich_help_panel=group, metavar=metavar, **settings)       # a flag has no value to name
 
-Images = Annotated[str, typer.Argument(metavar='IMAGES', help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.tar` or a pattern such as `shards-{000..009}.tar`, or a `.npy` / `.safetensors` file of features.', show_default=False)]
+Images = Annotated[str, typer.Argument(metavar='IMAGES', help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.csv` with a column `path`, a `.tar` or a pattern such as `shards-{000..009}.tar`; or features: `.npy`, `.npz`, `.safetensors`, `.parquet`, or a folder of `Dataset.save_to_disk`.', show_default=False)]
 Run = Annotated[Path, typer.Argument(metavar='RUN', help='Folder that `reclip adapt` or `reclip zeroshot` wrote.', show_default=False)]
 Classes = Annotated[str, _option('--classes', '-c', group='What', metavar='WORDS', help='A `.txt` file with one class a line, a `.json` file, or names with commas between them. `car | automobile` is one class with two names; `{"car": ["has four wheels."]}` adds descriptions.', show_default=False)]
 Output = Annotated[Path, _option('--output', '-o', group='What', metavar='RUN', help='Folder to write; it appears when all is done.', show_default=False)]
@@ -116,10 +116,10 @@ Pretrained = Annotated[str, _option('--pretrained', '-p', group='Model', metavar
 Device = Annotated[Optional[str], _option('--device', group='Machine', metavar='NAME', help='`cpu`, `cuda`, `cuda:1`, ...  [default: a GPU if there is one]', show_default=False)]
 PrecisionOption = Annotated[Precision, _option('--precision', group='Machine', metavar='|'.join(Precision.__members__), help='Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.')]
 BatchSize = Annotated[Optional[int], _option('--batch-size', group='Machine', metavar='N', min=1, help='Most images in one forward pass. Has no influence on the result.  [default: 256, on a CPU 32; halved when memory runs out]', show_default=False)]
-Workers = Annotated[int, _option('--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images.')]
+Workers = Annotated[int, _option('--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images. One picture may take 1 GB in each; larger ones are made smaller or skipped.')]
 Cache = Annotated[Optional[Path], _option('--cache', group='Machine', metavar='DIR', help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s cache folder]', show_default=False)]
 NoCache = Annotated[bool, _option('--no-cache', group='Machine', help='Neither read nor keep such features.')]
-MaxUnreadable = Annotated[float, _option('--max-unreadable', group='What', metavar='SHARE', min=0, max=1, help='Stop if a larger share of the images cannot be opened.')]
+MaxUnreadable = Annotated[float, _option('--max-unreadable', group='What', metavar='SHARE', min=0, max=1, help='Stop if a larger share of the images is damaged or missing. Formats that cannot be opened here do not count.')]
 Seed = Annotated[int, _option('--seed', group='Method', metavar='N', help='Of the order of training.')]
 Resume = Annotated[bool, _option('--resume', group='Run', help='Go on with the same command where it was stopped.')]
 Overwrite = Annotated[bool, _option('--overwrite', group='Run', help='Replace an earlier run in the output folder. Other folders are never replaced.')]

@@ -36,10 +36,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
-from .clip import UnreadableImage
 from .files import whole_file
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
+from .pictures import UnreadableImage
 from .run import log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-labels
@@ -105,7 +105,7 @@ def open_run(
     features = _read_features(folder / 'features.safetensors', len(table))
     files = None
     if not config['run']['features'] or images is not None:
-        try: files, _ = find_images(images if images is not None else config['run']['images'])
+        try: files, _ = find_images(images if images is not None else config['run']['images'], tell=False)
         except (ValueError, OSError):
             if images is not None: raise
     found = None if labels is None else read_labels(labels, table.path.tolist(), config['settings']['class_names'])

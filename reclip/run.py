@@ -31,7 +31,9 @@ from .cache import encode_cached
 from .clip import PRECISIONS
 from .devices import default_device, from_first, is_first, node_first, on_first, together, world
 from .files import whole_file
-from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
+from .features import is_features, read_features
+from .images import ImageFiles, Skipped, encode_readable, find_images, show_path
+from .notes import noting
 from .graph import SEARCHES
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
@@ -233,7 +235,7 @@ def _encode(clip, files, skipped, max_unreadable, cache):
 
 def _look(clip, images, kept):
     "Features of the pretrained tower if somebody has computed them already, names, files and skipped ones"
-    if str(images).lower().endswith(FEATURE_SUFFIXES) and isinstance(images, (str, os.PathLike)):
+    if is_features(images):
         features, width = read_features(images), clip._zero_shot_texts().shape[1]
         if features.shape[1] != width: raise ValueError(f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them")
         return features, [str(i) for i in range(len(features))], None, []
@@ -295,17 +297,17 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, **settings)
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
-    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
+    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors, and ReCLIP.fit_features takes arrays of features")
     fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'keep_images', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
-    if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
+    if source and not os.path.exists(os.path.expanduser(images)): find_images(images, tell=False)        # says what is wrong with it, unless it is a pattern
     log.debug('model %s on %s; %d classes, %d templates', model, clip.device or default_device(), len(words.class_names), len(clip.templates))
     clip._clip()
     return clip, begun
 
 # %% ../nbs/09_run.ipynb #run-adapt
 def adapt(
-    images, # what find_images takes, or a `.npy` / `.safetensors` file of features
+    images, # what find_images takes, or features as read_features takes them
     classes, # what read_classes takes
     output:str|os.PathLike, # folder to write; must not exist unless `overwrite`
     model:str='ViT-B-32', # open_clip name, `"hf-hub:org/name"`, or `"demo"`
@@ -362,6 +364,7 @@ def _write_results(work, clip, table, skipped, features, about, most=20_000):
     for name in ('frozen.safetensors', 'checkpoint.safetensors', 'begun.json'): (work / name).unlink(missing_ok=True)
 
 # %% ../nbs/09_run.ipynb #run-predict
+@noting()                                         # both towers see the same pictures
 def predict(
     run:str|os.PathLike, # folder of a finished run
     images, # what find_images takes, or features if the run was training-free or zero-shot
@@ -377,7 +380,7 @@ def predict(
         _check_settings(clip)
         if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
         return about, clip
-    shown, given = progress and is_first(), isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
+    shown, given = progress and is_first(), is_features(images)
     about, clip = node_first(prepare)
     if given:
         frozen, skipped = together(lambda: read_features(images)), []
