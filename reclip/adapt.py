@@ -18,9 +18,11 @@ from safetensors.torch import save as to_bytes
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
-from .clip import ImageDataset, encode_images, load_clip, unit_rows
+from .clip import encode_images, load_clip, unit_rows
 from .files import read_json, write_json
 from .folders import recover, whole_folder
+from .notes import noting
+from .pictures import ImageDataset
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
 from .selftrain import TrainingState, adapt, borrowed, class_centroids, norm_parameters, norm_state, student_labels, student_logits
@@ -185,6 +187,7 @@ class ReCLIP(BaseEstimator):
         self._check_fitted()
         return self._encode(images, self.image_state_).cpu()
 
+    @noting()                                       # the same pictures twice: what is to be noted is noted once
     def predict_proba(self,
         images, # what `fit` takes; also images that were not in it
     )->torch.Tensor: # probabilities (N, M), rows sum to 1, on the CPU; not calibrated

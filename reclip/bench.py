@@ -40,7 +40,8 @@ from torch.utils.data import DataLoader, Dataset
 import reclip
 from . import released, selftrain
 from .cli import Precision, Recipe, command
-from .clip import ImageDataset, encode_images, load_clip
+from .clip import encode_images, load_clip
+from .pictures import ImageDataset
 from .files import whole_file
 from .graph import affinity_graph, find_neighbors, normalize_graph
 from .pseudolabel import propagate_blocks, summarize

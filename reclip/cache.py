@@ -25,9 +25,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
-from .clip import UnreadableImage, encode_images, encode_shares, open_image
+from .clip import encode_images, encode_shares
 from .files import sweep, whole_file
-from .images import ImageFiles
+from .images import ImageFiles, show_path
+from .pictures import MOST_BYTES, UnreadableImage, note_remarks, open_image
 
 # %% ../nbs/08b_cache.ipynb #cache-digest
 log = logging.getLogger('reclip')
@@ -41,6 +42,7 @@ def _digest(*parts):
 def _read(place):
     "The bytes of an image"
     if not os.path.isfile(place.file): raise OSError(f'{place.file} is not a file')           # a pipe would be waited for
+    if (os.path.getsize(place.file) if place.size is None else place.size) > MOST_BYTES: raise OSError(f'{place.file} is too large')
     with open(place.file, 'rb') as file:
         file.seek(place.offset)
         return file.read(-1 if place.size is None else place.size)
@@ -68,13 +70,13 @@ class _Unchanged(ImageFiles):
         try: data = _read(self.places[i])
         except OSError: data = None
         if data is not None and _digest(data) == self.digests[i]:
-            try: return open_image(BytesIO(data))
+            try: return open_image(BytesIO(data), self.names[i])
             except UnreadableImage: pass
         super().__getitem__(i)                                   # says what is wrong with the file
         raise UnreadableImage(f'{self.names[i]}: was changed while it was being read')
 
 # %% ../nbs/08b_cache.ipynb #cache-settings
-FORMAT = 1      # another number makes all stores new: raise it when `open_image` or `to_rgb` begin to see something else in a file
+FORMAT = 2      # another number makes all stores new: raise it when `open_image` or `to_rgb` begin to see something else in a file
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
@@ -128,45 +130,54 @@ def _write(path, content):
     with whole_file(path) as p:
         p.write_bytes(content)
 
-def _checksum(digests, rows): return _digest(f'{digests.dtype} {tuple(digests.shape)} {rows.dtype} {tuple(rows.shape)}'.encode(), digests.numpy().reshape(-1), rows.numpy().reshape(-1)).hex()
+def _checksum(digests, rows, told):
+    shapes = f'{digests.dtype} {tuple(digests.shape)} {rows.dtype} {tuple(rows.shape)} {told}'
+    return _digest(shapes.encode(), digests.numpy().reshape(-1), rows.numpy().reshape(-1)).hex()
 
-def _shard(digests, rows):
+def _shard(digests, rows, told):
     "The contents of a shard, with rows that begin at a multiple of 64 bytes as in memory of their own: elsewhere the last bit of a product may differ"
-    tensors, about = dict(digests=digests, rows=rows), dict(checksum=_checksum(digests, rows), pad='')
+    told = json.dumps({digest.hex(): remarks for digest, remarks in told.items()})
+    tensors, about = dict(digests=digests, rows=rows), dict(checksum=_checksum(digests, rows, told), told=told, pad='')
     start = 8 + int.from_bytes(to_bytes(tensors, about)[:8], 'little')                      # behind the length of the header, and the header
     return to_bytes(tensors, about | dict(pad=' ' * (-start % 64)))
 
-def _write_shard(store, about, digests, rows):
-    "Rows and their digests as a new file; both as they are on the disk, or None if that did not work"
-    packed, path = torch.frombuffer(bytearray(b''.join(digests)), dtype=torch.uint8).reshape(-1, 16), store / f'{uuid4().hex}.safetensors'
+def _write_shard(store, about, digests, rows, told):
+    "Rows, their digests and remarks as a new file; all as they are on the disk, or None if that did not work"
+    packed = torch.frombuffer(bytearray(b''.join(digests)), dtype=torch.uint8).reshape(-1, 16)
+    path = store / f'{uuid4().hex}.safetensors'
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if not (store / 'settings.json').is_file(): _write(store / 'settings.json', json.dumps(about, indent=1).encode())
-        _write(path, _shard(packed, rows))
-    except OSError as e: return log.warning('features cannot be kept in %s (%s); going on without', store, e.strerror or e)
+        if not (store / 'settings.json').is_file():
+            _write(store / 'settings.json', json.dumps(about, indent=1).encode())
+        _write(path, _shard(packed, rows, told))
+    except OSError as e:
+        return log.warning('features cannot be kept in %s (%s); going on without', store, e.strerror or e)
     return _read_shard(path, set(digests))
 
 def _read_shard(path, wanted):
-    "Digests and memory-mapped rows of a file, or None if there is nothing that is wanted or the file is damaged"
+    "Digests, memory-mapped rows and remarks of a file, or None if nothing is wanted or the file is damaged"
     try:
         with safe_open(path, 'pt') as file:
             packed = file.get_tensor('digests')
             digests = _split(packed.numpy().tobytes())
-            if wanted.isdisjoint(digests): return None
-            rows = file.get_tensor('rows')
-            if _checksum(packed, rows) != file.metadata()['checksum']: raise ValueError('its checksum is another')
-            return digests, rows
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e: log.warning('%s is damaged (%s); its images are encoded again, and the file can be removed', path, e)
+            if wanted.isdisjoint(digests):
+                return None
+            rows, about = file.get_tensor('rows'), file.metadata()
+            if _checksum(packed, rows, about['told']) != about['checksum']:
+                raise ValueError('its checksum is another')
+            return digests, rows, {bytes.fromhex(k): v for k, v in json.loads(about['told']).items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        log.warning('%s is damaged (%s); its images are encoded again, and the file can be removed', path, e)
 
 def _split(data): return [data[i:i + 16] for i in range(0, len(data), 16)]
 
 def _assemble(shards, wanted):
     "Rows in the wanted order: the memory map itself if one shard has just these, else a copy"
-    for digests, rows in shards:
+    for digests, rows, _ in shards:
         if digests == wanted: return rows
-    place = {d: (s, r) for s, (digests, _) in enumerate(shards) for r, d in enumerate(digests)}
+    place = {d: (s, r) for s, (digests, *_) in enumerate(shards) for r, d in enumerate(digests)}
     at, found = torch.tensor([place[d] for d in wanted]), torch.empty(len(wanted), shards[0][1].shape[1])
-    for s, (_, rows) in enumerate(shards):
+    for s, (_, rows, _) in enumerate(shards):
         own = at[:, 0] == s
         found[own] = rows[at[own, 1]]
     return found
@@ -184,30 +195,48 @@ def _encode_missing(model, files, preprocess, store, about, wanted, missing, par
     "Encode what is not known, a shard at a time; the shards, and positions that cannot be opened"
     shards, bad = [], set()
     for start in range(0, len(missing), part):
-        rows = missing[start:start + part]
-        if len(missing) > part: log.info('encoding images: %s of %s', f'{start:,}', f'{len(missing):,}')
-        def note(i, why): unreadable(rows[i], why); bad.add(rows[i])
-        try: found = encode_images(model, _Unchanged(files.keep(rows), [wanted[i] for i in rows]), preprocess, unreadable=unreadable and note, **settings).cpu()
+        rows, told = missing[start:start + part], {}
+        if len(missing) > part:
+            log.info('encoding images: %s of %s', f'{start:,}', f'{len(missing):,}')
+        def tell(i, why):
+            unreadable(rows[i], why)
+            bad.add(rows[i])
+        def hear(i, kind, detail):
+            told.setdefault(wanted[rows[i]], {})[kind] = detail
+        own = _Unchanged(files.keep(rows), [wanted[i] for i in rows])
+        try:
+            found = encode_images(model, own, preprocess, unreadable=unreadable and tell, remark=hear, **settings).cpu()
         except ValueError:
-            if bad.issuperset(rows): continue                     # none of these can be opened
+            if bad.issuperset(rows):                              # none of these can be opened
+                continue
             raise
         digests = [wanted[i] for i in rows if i not in bad]
-        kept = store and _write_shard(store, about, digests, found)
-        if not kept: store = None                                 # the log has said why
-        shards.append(kept or (digests, found))
+        kept = store and _write_shard(store, about, digests, found, told)
+        if not kept:                                              # the log has said why
+            store = None
+        shards.append(kept or (digests, found, told))
     return shards, bad
 
-def _known_or_encoded(model, images, preprocess, store, about, part, unreadable, progress, digests, **settings):
+
+def _known_or_encoded(
+    model, images, preprocess, store, about, part, unreadable, remark, digests=None, progress=False, **settings
+):
     "Features of those that can be opened, or None: from the store, or encoded and kept there"
-    if not len(images): return None
+    if not len(images):
+        return None
     wanted = image_digests(images, progress) if digests is None else digests
     ask = set(wanted)
     if store.is_dir(): sweep(store)
     shards = [o for path in sorted(store.glob('*.safetensors')) if (o := _read_shard(path, ask))]
-    known = {d for digests, _ in shards for d in digests}
+    known = {d for digests, *_ in shards for d in digests}
     missing = [i for i, d in enumerate(wanted) if d not in known]
     log.info('%s of %s images were encoded before', f'{len(wanted) - len(missing):,}', f'{len(wanted):,}')
-    new, bad = _encode_missing(model, images, preprocess, store, about, wanted, missing, part, unreadable, progress=progress, **settings)
+    new, bad = _encode_missing(model, images, preprocess, store, about, wanted, missing, part, unreadable, progress=progress,
+                               **settings)
+    told = {digest: remarks for *_, of in shards + new for digest, remarks in of.items()}
+    for i, digest in enumerate(wanted):
+        for about in told.get(digest, {}).items() if i not in bad else ():
+            remark(i, *about)
     readable = [d for i, d in enumerate(wanted) if i not in bad]
     return _assemble(shards + new, readable) if readable else None
 
@@ -219,25 +248,33 @@ def encode_cached(
     cache:str|os.PathLike|None='auto', # see cache_folder
     precision:str='float32', # of the image tower, see mixed
     unreadable:Callable|None=None, # see encode_images
+    remark:Callable|None=None, # see encode_images
     progress:bool=False, # show bars
     digests:list[bytes]|None=None, # of these images, if they are known already: what has become another file since then is unreadable
     part:int=8192, # images that are encoded between one writing and the next
     **settings, # of encode_images: batch_size, num_workers
 )->torch.Tensor: # (N, D) float32 unit rows, on the model's device
     "What encode_images gives, and raises, for the same images; those that were encoded before are read instead"
-    settings |= dict(precision=precision, unreadable=unreadable, progress=progress)
+    settings |= dict(precision=precision, progress=progress)
+    listen = dict(unreadable=unreadable, remark=remark)
     folder = cache_folder(cache)
-    plain = type(images) is ImageFiles and preprocess and len(images)                    # what a subclass makes of a file cannot be known
-    if folder is None or not plain:
-        return encode_images(model, _Unchanged(images, digests) if plain and digests else images, preprocess, **settings)
-    if (about := encoding_settings(model, preprocess, precision)) is None:
-        log.warning('features are not kept: the preprocessing gives another result each time')
-        return encode_images(model, _Unchanged(images, digests) if digests else images, preprocess, **settings)
-    store = folder / _digest(json.dumps(about).encode()).hex()
-    def encode(mine, unreadable):
-        own = dict(unreadable=unreadable, digests=digests and digests[mine])
-        return _known_or_encoded(model, images.keep(range(len(images))[mine]), preprocess, store, about, part, **settings | own)
-    return encode_shares(encode, len(images), unreadable).to(next(model.parameters()).device)
+    plain = type(images) is ImageFiles and preprocess and len(images)  # what a subclass makes of a file cannot be known
+    about = encoding_settings(model, preprocess, precision) if folder is not None and plain else None
+    if about is None:
+        if folder is not None and plain:
+            log.warning('features are not kept: the preprocessing gives another result each time')
+        now = _Unchanged(images, digests) if plain and digests else images
+        return encode_images(model, now, preprocess, **listen, **settings)
+    store, told = folder / _digest(json.dumps(about).encode()).hex(), []
+
+    def encode(mine, unreadable, remark):
+        own = images.keep(range(len(images))[mine])
+        seen = digests and digests[mine]
+        return _known_or_encoded(model, own, preprocess, store, about, part, unreadable, remark, seen, **settings)
+
+    found = encode_shares(encode, len(images), unreadable, remark or (lambda *o: told.append(o)))
+    note_remarks(told, len(images), lambda i: show_path(images.names[i]))
+    return found.to(next(model.parameters()).device)
 
 # %% ../nbs/08b_cache.ipynb #cache-info
 def _stores(folder): return sorted(o for o in folder.glob('*') if re.fullmatch('[0-9a-f]{32}', o.name) and o.is_dir()) if folder else []

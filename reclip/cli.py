@@ -248,8 +248,9 @@ def _option(*names, group, metavar='', **settings):                      # a fla
 
 Images = Annotated[str, typer.Argument(
     metavar='IMAGES', show_default=False,
-    help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.tar` or a pattern such as '
-         '`shards-{000..009}.tar`, or a `.npy` / `.safetensors` file of features.')]
+    help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.csv` with a column `path`, a `.tar` '
+         'or a pattern such as `shards-{000..009}.tar`; or features: `.npy`, `.npz`, `.safetensors`, `.parquet`, or a '
+         'folder of `Dataset.save_to_disk`.')]
 Run = Annotated[Path, typer.Argument(
     metavar='RUN', show_default=False, help='Folder that `reclip adapt` or `reclip zeroshot` wrote.')]
 Classes = Annotated[str, _option(
@@ -285,7 +286,8 @@ BatchSize = Annotated[Optional[int], _option(
     help='Most images in one forward pass. Has no influence on the result.  [default: 256, on a CPU 32; halved when '
          'memory runs out]')]
 Workers = Annotated[int, _option(
-    '--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images.')]
+    '--workers', '-w', group='Machine', metavar='N', min=0,
+    help='Processes that open images. One picture may take 1 GB in each; larger ones are made smaller or skipped.')]
 Cache = Annotated[Optional[Path], _option(
     '--cache', group='Machine', metavar='DIR', show_default=False,
     help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s '
@@ -293,7 +295,8 @@ Cache = Annotated[Optional[Path], _option(
 NoCache = Annotated[bool, _option('--no-cache', group='Machine', help='Neither read nor keep such features.')]
 MaxUnreadable = Annotated[float, _option(
     '--max-unreadable', group='What', metavar='SHARE', min=0, max=1,
-    help='Stop if a larger share of the images cannot be opened.')]
+    help='Stop if a larger share of the images is damaged or missing. Formats that cannot be opened here do not '
+         'count.')]
 Seed = Annotated[int, _option('--seed', group='Method', metavar='N', help='Of the order of training.')]
 Resume = Annotated[bool, _option('--resume', group='Run', help='Go on with the same command where it was stopped.')]
 Overwrite = Annotated[bool, _option(

@@ -16,7 +16,7 @@ from open_clip.model import convert_weights_to_lp
 from open_clip.transformer import LayerNormFp32
 from scipy.sparse.linalg import cg
 from torch.utils.data import DataLoader
-from .clip import ImageDataset
+from .pictures import ImageDataset
 
 # %% ../nbs/13a_released.ipynb #released-dense
 class DensePropagation(NamedTuple):

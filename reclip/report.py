@@ -33,7 +33,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
-from .clip import UnreadableImage
 from .files import regular_file, whole_file
 from .folders import hold, temporary_folder
 from .graph import nearest_neighbors
@@ -42,6 +41,7 @@ from .kept import recover_run
 from .known import known_files
 from .labels import match_paths, read_labels
 from .notes import note, noting
+from .pictures import UnreadableImage
 from .run import is_csv_safe, log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-open-run

@@ -25,13 +25,15 @@ import open_clip
 import pandas as pd
 import torch
 from open_clip.transformer import QuickGELU
-from .adapt import ReCLIP, fingerprint
+from .adapt import ReCLIP
 from .cache import encode_cached, image_digests, model_digests
-from .clip import PRECISIONS, UnreadableImage
+from .clip import PRECISIONS
 from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
+from .features import is_features, read_features
 from .files import read_json, regular_file, whole_file, write_json
 from .folders import check_place, check_writable, discard, hold, whole_folder
-from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
+from .images import ImageFiles, Skipped, encode_readable, find_images, show_path
+from .pictures import UnreadableImage
 from .graph import SEARCHES
 from .kept import CannotGoOn, Seen, begin, finish, is_run, mend_run, pack_digests, partial_folder, read_begun
 from .kept import read_digests, read_tensors, recover_run, row_digests, same_images, same_model, split_digests
@@ -303,11 +305,9 @@ class _Found(NamedTuple):
     digests:list[bytes]         # (N,) of 16 bytes
     unreadable:dict[str, str]   # see Seen
 
-def _is_features(images): return isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
-
 def _find(clip, images):
     "What is there now"
-    if not _is_features(images):
+    if not is_features(images):
         files, skipped = find_images(images)
         return _Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
     features, width = read_features(images), clip._zero_shot_texts().shape[1]
@@ -416,17 +416,17 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
     clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, **settings)
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
-    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
+    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors, and ReCLIP.fit_features takes arrays of features")
     fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'keep_images', 'grad_checkpointing', 'compile')}
     begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
-    if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
+    if source and not os.path.exists(os.path.expanduser(images)): find_images(images, tell=False)        # says what is wrong with it, unless it is a pattern
     log.debug('model %s on %s; %d classes, %d templates', model, clip.device or default_device(), len(words.class_names), len(clip.templates))
     clip._clip()
     return clip, begun
 
 # %% ../nbs/09_run.ipynb #run-adapt
 def adapt(
-    images, # what find_images takes, or a `.npy` / `.safetensors` file of features
+    images, # what find_images takes, or features as read_features takes them
     classes, # what read_classes takes
     output:str|os.PathLike, # folder to write; must not exist unless `overwrite`
     model:str='ViT-B-32', # open_clip name, `"hf-hub:org/name"`, or `"demo"`
@@ -538,6 +538,7 @@ def _write_results(work, clip, table, found, about, notes, most=20_000):
     write_json(work / 'config.json', config | dict(run=about, notes=notes))
 
 # %% ../nbs/09_run.ipynb #run-predict
+@noting()                                         # both towers see the same pictures
 def predict(
     run:str|os.PathLike, # folder of a finished run
     images, # what find_images takes, or features if the run was training-free or zero-shot
@@ -555,7 +556,7 @@ def predict(
         _check_settings(clip)
         if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
         return about, clip
-    shown, given = progress and is_first(), isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
+    shown, given = progress and is_first(), is_features(images)
     about, clip = node_first(prepare)
     if given:
         frozen, skipped = together(lambda: read_features(images)), []

@@ -21,8 +21,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, prompt_tokens, usual_batch
+from .clip import cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, prompt_tokens, usual_batch
 from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
+from .pictures import ImageDataset
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
 from .zeroshot import check_templates, class_mean, class_prompts
@@ -397,7 +398,7 @@ def adapt(
     short = tokenizer(short), few.to(device)
     training = cut_tokens(model, short[0]).to(device), short[1]
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
-    def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision)
+    def encode(**more): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision, **more)
     generator, history, trained, begin = torch.Generator().manual_seed(seed), [], {}, 0
     with mixed(device, precision): pass                     # refuses an unknown precision before any work
     with borrowed(model), tuned(model, grad_checkpointing, compile), tqdm(desc='self-training', total=epochs * -(-len(data) // batch_size), disable=not progress) as bar:
@@ -419,7 +420,7 @@ def adapt(
             if epoch:
                 text_features = texts(long)
                 predicting_text = texts(short) if recipe == 'official' else text_features
-                basis, image_features = projection_basis(text_features, projection, max_dim), encode()
+                basis, image_features = projection_basis(text_features, projection, max_dim), encode(remark=lambda *_: None)      # was said at first
             predicted = student_labels(frozen, predicting_text, image_features, centroids)
             t = propagate_labels(frozen, text_features, basis, **graph)
             v = propagate_labels(image_features, first_text, first_basis, **graph) if epoch else t

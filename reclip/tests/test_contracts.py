@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neighbor_graph, project, projection_basis, propagate, text_classifier, zero_shot_logits
-from reclip.clip import ImageDataset, unit_rows
+from reclip.clip import unit_rows
+from reclip.pictures import ImageDataset
 from reclip.pseudolabel import scores_to_confidence, scores_to_labels
 from reclip.tests.conftest import blobs
 from reclip.zeroshot import check_class_names, check_templates, same_text

@@ -191,7 +191,7 @@ def test_helpers(job):
 encoding = '''
 import torch
 from reclip import demo, encode_images, encode_text
-from reclip.clip import UnreadableImage
+from reclip.pictures import UnreadableImage
 from reclip.cache import cache_info, encode_cached
 from reclip.images import encode_readable, find_images
 model, preprocess, tokenizer = demo.demo_clip('cpu')
@@ -372,13 +372,13 @@ def test_an_error_in_one_process_alone_is_said_by_it(job, digits_folder, tmp_pat
     "An image that vanishes during training: the process that misses it says so, the other that it cannot go on"
     code = '''
 import sys, reclip.cli
-from reclip import clip
-real = clip.ImageDataset.__getitem__
+from reclip import pictures
+real = pictures.ImageDataset.__getitem__
 def missing(self, i):
-    if rank == 1 and missing.on: raise clip.UnreadableImage('07.png: not there')
+    if rank == 1 and missing.on: raise pictures.UnreadableImage('07.png: not there')
     return real(self, i)
 missing.on = False
-clip.ImageDataset.__getitem__ = missing
+pictures.ImageDataset.__getitem__ = missing
 from reclip import selftrain
 train = selftrain.train_epoch
 def train_epoch(*args): missing.on = True; return train(*args)
