@@ -478,8 +478,10 @@ def zeroshot(
            cache=_cache(cache, no_cache), resume=resume, overwrite=overwrite)
 
 # %% ../nbs/11_cli.ipynb #cli-run-model
-RunModel = Annotated[Optional[str], _option('--model', '-m', group='Model', metavar='NAME', help='The model of the RUN, if it lies elsewhere now or was not named on this machine before.  [default: what the RUN names]', show_default=False)]
-RunPretrained = Annotated[Optional[str], _option('--pretrained', '-p', group='Model', metavar='FILE', help='The same for a checkpoint file.  [default: what the RUN names]', show_default=False)]
+RunModel = Annotated[Optional[str], _option('--model', '-m', group='Model', metavar='NAME', show_default=False,
+    help='The model of the RUN, if it lies elsewhere now or was not named here before.  [default: what the RUN names]')]
+RunPretrained = Annotated[Optional[str], _option('--pretrained', '-p', group='Model', metavar='FILE', show_default=False,
+    help='The same for a checkpoint file.  [default: what the RUN names]')]
 
 # %% ../nbs/11_cli.ipynb #cli-others
 @command
@@ -498,9 +500,11 @@ def predict(
 ):
     """Label new IMAGES with the model of a RUN.
 
-    Example:
+    Examples:
 
     `reclip predict RUN new_photos/ -o new.csv`
+
+    `reclip predict RUN new_photos/ -o new.csv --model local-dir:my_model`  (a RUN from elsewhere, whose model is a folder or on the hub)
     """
     _say(quiet, verbose)
     from reclip import run as runs

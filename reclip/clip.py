@@ -28,20 +28,27 @@ def _check_name(
     known:Sequence[str], # what there is
     what:str, # how to call it in the message
 ):
-    if name in known: return
+    "`ValueError` with the nearest ones if there is none of that name"
+    if name in known:
+        return
     own = {o.lower(): o for o in known}
     near = [own[o] for o in difflib.get_close_matches(name.lower(), own, n=3, cutoff=.5)]
     told = f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}" if len(known) < 30 else ''
     raise ValueError(f"unknown {what} {name!r}{told}; there are {len(known)}: open_clip.list_pretrained() shows them")
 
+
 def _device(name):
     "The device of that name, or the default one; `ValueError` if this machine has none"
-    try: torch.empty(1, device=name or default_device()).cpu()
-    except torch.cuda.OutOfMemoryError: raise
+    try:
+        torch.empty(1, device=name or default_device()).cpu()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, TypeError) as e:
-        here = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count())), *(['mps'] if torch.backends.mps.is_available() else [])]
+        here = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+        here += ['mps'] if torch.backends.mps.is_available() else []
         raise ValueError(f"device: {str(name)!r} cannot be used; this machine has {', '.join(here)}") from e
     return name or default_device()
+
 
 def _check_source(model, pretrained):
     "`ValueError` for a model or weights that open_clip does not know"
@@ -52,12 +59,16 @@ def _check_source(model, pretrained):
     if checkpoint_file(model, pretrained) is None:
         _check_name(str(pretrained), tags, f'tag or checkpoint file for {model}')
 
+
 def load_clip(
-    model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"`, or `"demo"` for the model that ships with this package
+    model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or `"demo"`, which comes along
     pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; of an architecture only
     device:str|torch.device|None=None, # default: default_device
-)->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W) float32; list of str -> (B, L) int64
-    "Load a CLIP model with its own image preprocessing and tokenizer; `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint. What carries code is refused"
+)->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W); list of str -> (B, L) int64
+    """Load a CLIP model with its own image preprocessing and tokenizer. What carries code is refused.
+
+    `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint.
+    """
     device = _device(device)
     if model == 'demo':
         from reclip.demo import demo_clip
@@ -67,15 +78,16 @@ def load_clip(
         _check_source(model, pretrained)
     check_configs(model)
     check_weights(model, pretrained)
-    settings = checkpoint_settings(model, pretrained) if named else {}
+    settings, weights = (checkpoint_settings(model, pretrained), str(pretrained)) if named else ({}, None)
     try:
         with no_code_of_others():
-            net, preprocess = open_clip.create_model_from_pretrained(model, str(pretrained) if named else None, device=device, pretrained_text=False, **settings)
+            net, preprocess = open_clip.create_model_from_pretrained(model, weights, device=device,
+                                                                     pretrained_text=False, **settings)
             tokenizer = open_clip.get_tokenizer(model)
     except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError, UnusableModel):
         raise
     except Exception as e:
-        raise ValueError(f'{model}, {pretrained}: {why_not_loaded(e)}' if named else f'{model}: {why_not_loaded(e)}') from e
+        raise ValueError(f"{f'{model}, {pretrained}' if named else model}: {why_not_loaded(e)}") from e
     remember_model(model, pretrained)
     return net.eval(), preprocess, tokenizer
 
@@ -86,20 +98,28 @@ def _moderate(x):
     odd = (top > 2.**55) | (top < 2.**-55)
     return torch.where(odd & (top > 0), x / top, x) if odd.any() else x
 
+
 def unit_rows(
     features, # (N, D) tensor or array of any float type
     name:str='features', # what to call them in an error
 )->torch.Tensor: # (N, D) float32 (float64 stays), rows of length 1
     "Features as L2-normalised rows; `ValueError` if they are empty, not 2-D, not finite, or a row is zero"
     x = torch.as_tensor(features)
-    if x.ndim != 2 or 0 in x.shape: raise ValueError(f"{name}: expected a non-empty (rows, width) matrix, got shape {tuple(x.shape)}")
-    if not x.is_floating_point(): raise ValueError(f"{name}: expected floating point values, got {x.dtype}; pass features, not pixels or tokens")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name}: expected a non-empty (rows, width) matrix, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected floating point values, got {x.dtype}; pass features, not pixels or tokens")
     x = x if x.dtype == torch.float64 else x.float()
     bad = ~torch.isfinite(x).all(1)
-    if bad.any(): raise ValueError(f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity, first in row {int(bad.nonzero()[0])}; drop or re-encode them")
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity, first in row {first}; "
+                         "drop or re-encode them")
     x = _moderate(x)
     length = x.norm(dim=1, keepdim=True)
-    if (length == 0).any(): raise ValueError(f"{name}: row {int((length[:, 0] == 0).nonzero()[0])} is all zeros and has no direction; drop or re-encode it")
+    if (length == 0).any():
+        first = int((length[:, 0] == 0).nonzero()[0])
+        raise ValueError(f"{name}: row {first} is all zeros and has no direction; drop or re-encode it")
     return x / length
 
 # %% ../nbs/01_clip.ipynb #clip-memory
@@ -321,7 +341,7 @@ def _cut_prompts(tokenizer, prompts, tokens, more=8):
     length = tokens.shape[1]
     try:
         blank = tokenizer([''], context_length=length + more)
-    except TypeError:                                                       # a function of somebody's own, which takes no length
+    except TypeError:                                            # a function of somebody's own, which takes no length
         return []
     padding = blank.mode().values
     full = ((tokens[:, 0] != padding) & (tokens[:, -1] != padding)).nonzero()[:, 0].tolist()
@@ -329,6 +349,7 @@ def _cut_prompts(tokenizer, prompts, tokens, more=8):
         return []
     longer = tokenizer([prompts[i] for i in full], context_length=length + more)
     return [i for i, row in zip(full, longer) if (row != padding).sum() > (tokens[i] != padding).sum()]
+
 
 def prompt_tokens(
     tokenizer, # of a model: list of str -> (P, L) int64
@@ -338,5 +359,6 @@ def prompt_tokens(
     tokens = tokenizer(list(prompts))
     if cut := _cut_prompts(tokenizer, prompts, tokens):
         first = prompts[cut[0]] if len(prompts[cut[0]]) <= 60 else f'{prompts[cut[0]][:60]}...'
-        note(f"{len(cut):,} of {len(prompts):,} prompts are longer than the {tokens.shape[1]} tokens that this model reads, and were cut there, the first: {first!r}; use shorter names, descriptions or templates")
+        note(f"{len(cut):,} of {len(prompts):,} prompts are longer than the {tokens.shape[1]} tokens that this model "
+             f"reads, and were cut there, the first: {first!r}; use shorter names, descriptions or templates")
     return tokens

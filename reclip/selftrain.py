@@ -393,9 +393,10 @@ def adapt(
     if not keep_images >= 0: raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
     if epochs and keep_images and not isinstance(images, torch.Tensor): data = KeptImages(data, keep_images, num_workers)
     device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress)
-    (long, owners), (short, few) = class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])
-    long = (prompt_tokens(tokenizer, long) if text_features is None else tokenizer(long)), owners.to(device)       # known features: what was cut has been said
-    short = tokenizer(short), few.to(device)
+    long, owners = class_prompts(class_names, templates, descriptions)
+    short, few = class_prompts(class_names, check_templates(templates)[:1])
+    long = (prompt_tokens(tokenizer, long) if text_features is None else tokenizer(long)), owners.to(device)
+    short = tokenizer(short), few.to(device)                       # what was cut of known texts has been said before
     training = cut_tokens(model, short[0]).to(device), short[1]
     def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
     def encode(**more): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision, **more)

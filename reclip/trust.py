@@ -25,9 +25,9 @@ from .notes import log
 from .weights import UnusableModel, checkpoint_file, read_weights
 
 # %% ../nbs/01c_trust.ipynb #trust-configs
-SCHEMES = ('hf-hub:', 'local-dir:')                                                  # models that are no architecture of open_clip
-_ELSEWHERE = ('hf_tokenizer_name', 'hf_model_name', 'timm_model_name')               # keys with the name of another model
-_READ = ('config.json', 'tokenizer_config.json')                                     # what transformers and timm read first
+SCHEMES = ('hf-hub:', 'local-dir:')  # models that are no architecture of open_clip
+_ELSEWHERE = ('hf_tokenizer_name', 'hf_model_name', 'timm_model_name')  # keys with the name of another model
+_READ = ('config.json', 'tokenizer_config.json')  # what transformers and timm read first
 
 
 def _items(config):
@@ -55,7 +55,8 @@ def check_config(
     for key, value in _items(config):
         if _asks_for_code(key, value):
             what = json.dumps({key: value}, default=str)[1:-1][:80]
-            raise UnusableModel(f"{where} asks for Python code that comes with the model ({what}), and none is run here; take that out of the file if the model works without it, or use another model")
+            raise UnusableModel(f"{where} asks for Python code that comes with the model ({what}), and none is run "
+                                "here; take that out of the file if the model works without it, or use another model")
 
 
 def _folder_configs(folder):
@@ -98,7 +99,7 @@ def _elsewhere(key, name, folder):
 def check_configs(
     model:str, # open_clip architecture, `local-dir:folder` or `hf-hub:org/name`
 ):
-    "`UnusableModel` if a model, its towers or its tokenizer ask for code; `ValueError` if a configuration cannot be read"
+    "`UnusableModel` if a model, its towers or its tokenizer ask for code; `ValueError` for an unreadable configuration"
     folder = Path(model.removeprefix('local-dir:')) if model.startswith('local-dir:') else None
     if folder is not None:
         found = _folder_configs(folder)
@@ -106,20 +107,23 @@ def check_configs(
         found = _hub_configs(model.removeprefix('hf-hub:'), names=('open_clip_config.json',))
     else:
         found = {model: open_clip.get_model_config(model)}
-    named = {(k, v) for config in found.values() for k, v in _items(config) if k in _ELSEWHERE and isinstance(v, str) and v}
-    for key, name in sorted(named):
+    named = {(k, v) for config in found.values() for k, v in _items(config) if k in _ELSEWHERE and isinstance(v, str)}
+    for key, name in sorted(o for o in named if o[1]):
         found |= _elsewhere(key, name, folder)
     for where, config in found.items():
         check_config(config, where)
 
 # %% ../nbs/01c_trust.ipynb #trust-guard
-_LOCK = threading.RLock()                                                            # one model at a time: what is replaced below is seen by all threads
-_DOORS = {'transformers.dynamic_module_utils': ('get_class_from_dynamic_module', 'get_cached_module_file', 'get_class_in_module'),
-          'transformers.integrations.hub_kernels': ('get_kernel',)}
+_LOCK = threading.RLock()  # one model at a time: all threads see what is replaced
+_DOORS = {
+    'transformers.dynamic_module_utils':
+        ('get_class_from_dynamic_module', 'get_cached_module_file', 'get_class_in_module'),
+    'transformers.integrations.hub_kernels': ('get_kernel',)}
 
 
 def _refuse(*_, **__):
-    raise UnusableModel("it asks transformers for Python code that comes with the model, and none is run here; use a model without auto_map and trust_remote_code")
+    raise UnusableModel("it asks transformers for Python code that comes with the model, and none is run here; "
+                        "use a model without auto_map and trust_remote_code")
 
 
 @contextmanager
@@ -141,7 +145,10 @@ def _environment(**values):
     before = {k: os.environ.get(k) for k in values}
     def put(values):
         for k, v in values.items():
-            os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
     try:
         put(values)
         yield
@@ -154,13 +161,14 @@ def _doors():
     for name, functions in _DOORS.items():
         try:
             module = import_module(name)
-        except ImportError:                                                          # no transformers, or one without kernels
+        except ImportError:  # no transformers, or one without kernels
             continue
         values = {o: _refuse for o in functions if hasattr(module, o)}
         if not values:
-            raise UnusableModel(f"this version of transformers is not known here: {name} has no {functions[-1]}, so that code of others could not be kept out; install another version")
+            raise UnusableModel(f"this version of transformers is not known here: {name} has no {functions[-1]}, "
+                                "so that code of others could not be kept out; install another version")
         if hasattr(module, 'TIME_OUT_REMOTE_CODE'):
-            values['TIME_OUT_REMOTE_CODE'] = 0                                       # seconds in which a person could agree
+            values['TIME_OUT_REMOTE_CODE'] = 0  # seconds in which a person could agree
         yield module, values
 
 
@@ -168,7 +176,8 @@ def _doors():
 def no_code_of_others():
     "While a model is built, nothing that comes with it is run: no Python file, and no pickle"
     with _LOCK, ExitStack() as guards:
-        guards.enter_context(_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=None, TRUST_REMOTE_CODE=None))
+        guards.enter_context(_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=None,
+                                          TRUST_REMOTE_CODE=None))
         guards.enter_context(_replaced(factory, load_state_dict=read_weights))
         for module, values in _doors():
             guards.enter_context(_replaced(module, **values))
@@ -181,7 +190,7 @@ def settled_model(
 )->tuple: # the same, with absolute paths where there are paths
     "Names that mean the same from any folder"
     if isinstance(model, str) and model.startswith('local-dir:') and model != 'local-dir:':
-        model = f"local-dir:{os.path.abspath(os.path.expanduser(model.removeprefix('local-dir:')))}"
+        model = 'local-dir:' + os.path.abspath(os.path.expanduser(model.removeprefix('local-dir:')))
     elif isinstance(model, str) and (file := checkpoint_file(model, pretrained)):
         pretrained = os.path.abspath(file)
     return model, pretrained
@@ -191,7 +200,12 @@ def _folder_files(folder):
     "Name, path and state of each file in a folder; links are followed, but not twice to the same folder"
     seen, found = set(), []
     for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [o for o in folders if (real := os.path.realpath(os.path.join(root, o))) not in seen and not seen.add(real)]
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
         found += [os.path.join(root, o) for o in names]
     return tuple(_state(os.path.relpath(o, folder), o) for o in sorted(found))
 
@@ -208,7 +222,7 @@ def _content(files):
     total = hashlib.sha256()
     for name, path, is_file in files:
         content = b''
-        if is_file:                                                                  # a pipe or a broken link has a name and no content
+        if is_file:  # a pipe or a broken link has a name and no content
             with open(path, 'rb') as file:
                 content = hashlib.file_digest(file, 'sha256').digest()
         total.update(hashlib.sha256(os.fsencode(name)).digest() + content)
@@ -219,7 +233,7 @@ def model_digest(
     model:str, # open_clip architecture, `local-dir:folder`, `hf-hub:org/name` or `demo`
     pretrained:str|None=None, # tag or path of a checkpoint
 )->str|None: # hexadecimal digits; None if it is published or comes with this package
-    "What a model on this machine is now, by all its files; what it is called on the hub. `FileNotFoundError` if a folder is not there"
+    "What a model is now, by all its files, or its name on the hub; `FileNotFoundError` without its folder"
     if model.startswith('hf-hub:'):
         return hashlib.sha256(model.encode()).hexdigest()
     if model.startswith('local-dir:'):
@@ -247,11 +261,13 @@ def remember_model(
         if digest is None or _kept(digest).is_file():
             return
         _kept(digest).parent.mkdir(parents=True, exist_ok=True)
-        about = dict(model=model, pretrained=pretrained and str(pretrained), named=datetime.now().astimezone().isoformat(timespec='seconds'))
+        now = datetime.now().astimezone().isoformat(timespec='seconds')
+        about = dict(model=model, pretrained=pretrained and str(pretrained), named=now)
         with whole_file(_kept(digest)) as path:
             path.write_text(json.dumps(about), encoding='utf-8')
     except OSError as e:
-        log.warning('that %s was named here cannot be written down (%s); what reads its results will have to name it again', model, e.strerror or e)
+        log.warning('that %s was named here cannot be written down (%s); what reads its results will have to name it '
+                    'again', model, e.strerror or e)
 
 
 def model_of_run(
@@ -260,7 +276,7 @@ def model_of_run(
     model:str|None=None, # what its user names in this call instead
     pretrained:str|None=None, # the same
 )->tuple[str, str|None]: # model and pretrained to load
-    "The model of a result; `UnusableModel` if neither this call nor an earlier one on this machine has named it as it is now"
+    "The model of a result; `UnusableModel` if neither this call nor an earlier one here has named it as it is now"
     found = settled_model(model or own[0], pretrained or own[1])
     by_scheme = found[0].startswith(SCHEMES)
     if (model if by_scheme else pretrained) is not None:
@@ -268,10 +284,12 @@ def model_of_run(
     try:
         digest = model_digest(*found)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{folder} names the model {found[0]}, and it is not there; say where it is now with --model (in Python model=)") from e
+        raise FileNotFoundError(f"{folder} names the model {own[0]}, and it is not there; "
+                                "say where it is now with --model (in Python model=)") from e
     if digest is None or _kept(digest).is_file():
         return found
-    what = found[0] if by_scheme else found[1]
-    name, option = (shlex.quote(what) if what.isprintable() else ascii(what)), '--model' if by_scheme else '--pretrained'
-    raise UnusableModel(f"{folder} names the model {name}, which nobody has named on this machine as it is now, and a model is not taken from a result unseen; "
-                        f"if you trust it, repeat the command with {option} {name} (in Python {option[2:]}={what!a})")
+    what, option = (own[0], '--model') if by_scheme else (own[1], '--pretrained')
+    name = shlex.quote(what) if what.isprintable() else ascii(what)
+    raise UnusableModel(f"{folder} names the model {name}, which nobody has named on this machine as it is now, "
+                        "and a model is not taken from a result unseen; if you trust it, repeat the command with "
+                        f"{option} {name} (in Python {option[2:]}={what!a})")

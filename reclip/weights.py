@@ -8,6 +8,7 @@ __all__ = ['UnusableModel', 'model_weights', 'read_weights', 'checkpoint_file', 
 
 # %% ../nbs/01b_weights.ipynb #weights-export-imports
 import os
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,12 +22,14 @@ from .files import regular_file
 from .notes import note
 
 # %% ../nbs/01b_weights.ipynb #weights-kind
-class UnusableModel(ValueError): "A model or a file of weights that is not loaded; the message says why, and what to do"
+class UnusableModel(ValueError): "A model or a file of weights that is not loaded; the message says why"
 
 
 _NO_CHECKPOINT = {                                                                   # first bytes, and what they mean
-    b'version https://git-lfs': "a pointer of git-lfs and not the checkpoint itself; fetch it with `git lfs pull` in its folder, or download the file",
-    b'<': "a web page and not a checkpoint; download the file itself, on the Hugging Face hub from /resolve/ instead of /blob/",
+    b'version https://git-lfs': "a pointer of git-lfs and not the checkpoint itself; "
+                                "fetch it with `git lfs pull` in its folder, or download the file",
+    b'<': "a web page and not a checkpoint; "
+          "download the file itself, on the Hugging Face hub from /resolve/ instead of /blob/",
     b'{': "JSON text and not a checkpoint; name the file with the weights themselves",
     b'\x89HDF': "an HDF5 file and not a checkpoint of PyTorch; convert its weights first",
     b'GGUF': "a GGUF file and not a checkpoint of PyTorch; convert its weights first",
@@ -35,14 +38,15 @@ _NO_CHECKPOINT = {                                                              
     b'BZh': "compressed and so no checkpoint yet; unpack it with bunzip2 or tar first",
     b'\xfd7zXZ': "compressed and so no checkpoint yet; unpack it with unxz or tar first",
     b'\x28\xb5\x2f\xfd': "compressed and so no checkpoint yet; unpack it with unzstd first"}
-_TORCH_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'                                  # with which torch.save began before it wrote zip files
+_TORCH_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'                     # how torch.save began before it wrote zip files
+_CUT = "a checkpoint that is cut off or damaged; download or copy it again"
 _TRUST = "; that runs whatever the file holds, so do it only if you trust who made it"
 
 
 def _line(path, value, imports='torch'):
     "The command that writes the weights of a file that is not read here into one that is"
-    save = f"torch.save({value.format(path=repr(str(path)))}, {str(path.with_name(f'{path.stem}-weights.pt'))!r})"
-    return f'python -c "import {imports}; {save}"'
+    output = str(path.with_name(f'{path.stem}-weights.pt'))
+    return f'python -c "import {imports}; torch.save({value.format(path=repr(str(path)))}, {output!r})"'
 
 
 def _zip_kind(path):
@@ -51,13 +55,15 @@ def _zip_kind(path):
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except zipfile.BadZipFile:
-        raise UnusableModel(f"{path} is a checkpoint that is cut off; download or copy it again") from None
+        raise UnusableModel(f"{path} is {_CUT}") from None
     if any('/code/' in o for o in names):
         line = _line(path, "torch.jit.load({path}, map_location='cpu').state_dict()")
-        raise UnusableModel(f"{path} is a TorchScript program and not a checkpoint, as OpenAI's own files are; write its weights with {line}{_TRUST}")
+        raise UnusableModel(f"{path} is a TorchScript program and not a checkpoint, as OpenAI's own files are; "
+                            f"write its weights with {line}{_TRUST}")
     if names and all(o.endswith('.npy') for o in names):
         line = _line(path, "{{k: torch.from_numpy(v) for k, v in numpy.load({path}).items()}}", 'numpy, torch')
-        raise UnusableModel(f"{path} is an archive of NumPy arrays and not a checkpoint of PyTorch; if its names are those of the model, write it with {line}")
+        raise UnusableModel(f"{path} is an archive of NumPy arrays and not a checkpoint of PyTorch; "
+                            f"if its names are those of the model, write it with {line}")
     if any(o.endswith('/data.pkl') for o in names):
         return 'torch'
     raise UnusableModel(f"{path} is a zip archive and not a checkpoint; unpack it and name the file with the weights")
@@ -76,8 +82,10 @@ def _kind(path):
     if _TORCH_MAGIC in head[:40]:
         return 'torch'
     if head.startswith(b'\x80'):
+        _refuse_calls(path)
         line = _line(path, "pickle.load(open({path}, 'rb'))", 'pickle, torch')
-        raise UnusableModel(f"{path} is a plain pickle and not a checkpoint that torch.save wrote; write its weights with {line}{_TRUST}")
+        raise UnusableModel(f"{path} is a plain pickle and not a checkpoint that torch.save wrote; "
+                            f"write its weights with {line}{_TRUST}")
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n')
     what = next((why for first, why in _NO_CHECKPOINT.items() if text.startswith(first)), None)
     if what is None and path.suffix == '.safetensors':
@@ -85,39 +93,70 @@ def _kind(path):
     raise UnusableModel(f"{path} is {what or f'no checkpoint: it begins with {head[:16]!r}; name a file of weights'}")
 
 # %% ../nbs/01b_weights.ipynb #weights-foreign
-_CALLS = {'os', 'posix', 'nt', 'sys', 'subprocess', 'importlib', 'runpy', 'shutil', 'socket', 'pty', 'ctypes', 'io', '_io', 'code', 'webbrowser', 'pickle'}
-_BUILTIN_CALLS = {f'{module}.{name}' for module in ('builtins', '__builtin__') for name in ('eval', 'exec', 'compile', 'open', 'getattr', '__import__', 'input')}
+_CALLS = {'os', 'posix', 'nt', 'sys', 'subprocess', 'importlib', 'runpy', 'shutil', 'socket', 'pty', 'ctypes', 'io',
+          '_io', 'code', 'webbrowser', 'pickle'}
+_BUILTIN_CALLS = {f'{module}.{name}' for module in ('builtins', '__builtin__')
+                  for name in ('eval', 'exec', 'compile', 'open', 'getattr', '__import__', 'input')}
+_PLAIN_NAMES = re.compile(r'torch\.(\w+|_utils\..*|storage\..*)|collections\.OrderedDict')  # tensors and their kinds
 
 
-def _foreign(path, error):
+def _pickled_names(path, most=4):
+    "What the first pickles of a file ask for by name; nothing is opened"
+    names, words = [], []
+    with open(path, 'rb') as file:
+        try:
+            for _ in range(most):  # an old checkpoint is several in a row
+                for op, value, _ in pickletools.genops(file):
+                    if op.name == 'GLOBAL':
+                        names.append(value.replace(' ', '.'))
+                    elif op.name == 'STACK_GLOBAL':
+                        names.append('.'.join(words[-2:]))
+                    elif isinstance(value, str):
+                        words.append(value)
+        except Exception:                                                            # the end, or damaged
+            pass
+    return [o for o in dict.fromkeys(names) if not _PLAIN_NAMES.fullmatch(o)]
+
+
+def _foreign(path):
     "Names in a checkpoint that are neither tensors nor plain containers"
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:                                                                # an old format, or too damaged to look at
-        return re.findall(r'GLOBAL ([\w.]+)', str(error))
+    except Exception:                                                                # an old format, or too damaged
+        return _pickled_names(path)
+
+
+def _refuse_calls(path):
+    "`UnusableModel` for a file that calls what no checkpoint needs; other names that it holds"
+    names = _foreign(path)
+    calls = [o for o in names if o.split('.')[0] in _CALLS or o in _BUILTIN_CALLS]
+    if calls:
+        raise UnusableModel(f"{path} calls {calls[0]} when it is opened, which no checkpoint needs; "
+                            "do not open it, and get the weights from elsewhere, as .safetensors")
+    return names
 
 
 def _why_refused(path, error):
     "What is wrong with a checkpoint that cannot be read as tensors"
-    names = _foreign(path, error)
-    calls = [o for o in names if o.split('.')[0] in _CALLS or o in _BUILTIN_CALLS]
-    if calls:
-        return f"{path} calls {calls[0]} when it is opened, which no checkpoint needs; do not open it, and get the weights from elsewhere, as .safetensors"
+    names = _refuse_calls(path)
     if any(re.match(r'torch\.nn\.modules\.|open_clip\.|timm\.|transformers\.', o) for o in names):
         line = _line(path, "torch.load({path}, map_location='cpu', weights_only=False).state_dict()")
-        return f"{path} holds a whole model as a pickle and not a checkpoint of its weights; write these with {line}{_TRUST}"
+        return (f"{path} holds a whole model as a pickle and not a checkpoint of its weights; "
+                f"write these with {line}{_TRUST}")
     if names:
-        line = _line(path, "(lambda c: c.get('state_dict') or c.get('model') or c.get('model_state_dict') or c)(torch.load({path}, map_location='cpu', weights_only=False))")
-        return f"{path} is a checkpoint that holds other things than tensors ({', '.join(names[:3])}); write its weights alone with {line}{_TRUST}"
+        weights = "(lambda c: c.get('state_dict') or c.get('model') or c.get('model_state_dict') or c)"
+        line = _line(path, f"{weights}(torch.load({{path}}, map_location='cpu', weights_only=False))")
+        return (f"{path} is a checkpoint that holds other things than tensors ({', '.join(names[:3])}); "
+                f"write its weights alone with {line}{_TRUST}")
     if isinstance(error, (EOFError, RuntimeError)) and 'magic' not in str(error):
-        return f"{path} is a checkpoint that is cut off or damaged; download or copy it again"
+        return f"{path} is {_CUT}"
     return f"{path} is no checkpoint that can be read safely; save the model's state_dict as .safetensors"
 
 # %% ../nbs/01b_weights.ipynb #weights-names
-_WRAPPED = re.compile(r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')       # of torch.compile and of distributed training
+_WRAPPED = re.compile(r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 _USUAL = ('', 'state_dict', 'model_state_dict', 'model', 'module', 'net', 'weights')
 _AVERAGE = re.compile(r'(^|[._])(ema|swa|averaged?|shadow)([._]|$)')
-_NO_WEIGHTS = ('input_resolution', 'context_length', 'vocab_size')                   # numbers that OpenAI's files keep among the weights
+_NO_WEIGHTS = ('input_resolution', 'context_length', 'vocab_size')       # numbers that OpenAI's files keep among them
 
 
 def _states(found, place=(), depth=4):
@@ -134,8 +173,11 @@ def _models(state):
     "Weights of each CLIP among some tensors, by the prefix of its names"
     prefixes = [k.removesuffix('logit_scale') for k in state if re.search(r'(^|\.)logit_scale$', k)]
     prefixes = [p for p in prefixes if any(k.startswith(f'{p}visual.') for k in state)]
-    within = {p: [o for o in prefixes if o != p and o.startswith(p)] for p in prefixes}
-    return {p: {k.removeprefix(p): v for k, v in state.items() if k.startswith(p) and not k.startswith(tuple(within[p]))} for p in prefixes}
+    found = {}
+    for p in prefixes:
+        others = tuple(o for o in prefixes if o != p and o.startswith(p))
+        found[p] = {k.removeprefix(p): v for k, v in state.items() if k.startswith(p) and not k.startswith(others)}
+    return found
 
 
 def _shared(state):
@@ -145,41 +187,52 @@ def _shared(state):
     return state
 
 
+def _rank(name):
+    "Which of several models in one file is meant: no average, and one in a usual place"
+    return bool(_AVERAGE.search(name.lower())), name.split('.')[0] not in _USUAL
+
+
 def model_weights(
     found:object, # what a checkpoint holds
     path:str|os.PathLike='the checkpoint', # how to call it in a message
 )->dict[str, torch.Tensor]: # tensors by open_clip's names
-    "The weights of one model, whatever they are wrapped in; `UnusableModel` if there are none, and a note if there are several"
+    "The weights of one model, whatever they are wrapped in; `UnusableModel` without any, a note if there are several"
     states = _states(found) if isinstance(found, Mapping) else {}
     if not states:
-        raise UnusableModel(f"{path} is no checkpoint of a model: it holds no tensors with names, but {type(found).__name__}")
-    models = {'.'.join((*place, *prefix.split('.'))).strip('.'): model for place, state in states.items() for prefix, model in _models(state).items()}
-    if any(k.startswith('vision_model.') for o in states.values() for k in o):
-        raise UnusableModel(f"{path} is a checkpoint of transformers' CLIP, which does not fit open_clip's: its names are others; take the same weights from open_clip, see open_clip.list_pretrained()")
-    def rank(name): return bool(_AVERAGE.search(name.lower())), name.split('.')[0] not in _USUAL
-    names = sorted(models, key=rank)
-    if not names:
-        return _shared(next((o for place, o in states.items() if '.'.join(place) in _USUAL), next(iter(states.values()))))
-    if len(names) > 1:
-        others = ', '.join(repr(o) for o in names[1:])
-        note(f"{path} holds {len(names)} sets of weights: {names[0]!r} was taken, not {others}; to use another, save it alone")
-    return {k: v for k, v in models[names[0]].items() if k not in _NO_WEIGHTS}
+        raise UnusableModel(f"{path} is no checkpoint of a model: "
+                            f"it holds no tensors with names, but {type(found).__name__}")
+    if any(k.startswith('vision_model.') for state in states.values() for k in state):
+        raise UnusableModel(f"{path} is a checkpoint of transformers' CLIP, which does not fit open_clip's: its names "
+                            "are others; take the same weights from open_clip, see open_clip.list_pretrained()")
+    models = {'.'.join((*place, *prefix.split('.'))).strip('.'): model
+              for place, state in states.items() for prefix, model in _models(state).items()}
+    if not models:
+        usual = [state for place, state in states.items() if '.'.join(place) in _USUAL]
+        return _shared((usual or list(states.values()))[0])
+    taken, *others = sorted(models, key=_rank)
+    if others:
+        note(f"{path} holds {len(models)} sets of weights: {taken!r} was taken, not {', '.join(map(repr, others))}; "
+             "to use another, save it alone")
+    return {k: v for k, v in models[taken].items() if k not in _NO_WEIGHTS}
 
 
 def read_weights(
     path:str|os.PathLike, # a checkpoint on this machine
     *_, **__, # what open_clip.factory.load_state_dict takes beside
 )->dict[str, torch.Tensor]: # tensors by open_clip's names, on the CPU
-    "The weights in a file, as `.safetensors` or as torch.save writes them; `UnusableModel` or `FileNotFoundError` says what is wrong. Nothing in it is run"
+    "The weights in a file, run by nobody; `UnusableModel` or `FileNotFoundError` says what is wrong with it"
     path = regular_file(path, 'checkpoint')
     kind = _kind(path)
     try:
-        found = load_file(path) if kind == 'safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+        if kind == 'safetensors':
+            found = load_file(path)
+        else:
+            with open(path, 'rb') as file:  # a path that ends in .safetensors would mislead
+                found = torch.load(file, map_location='cpu', weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as e:
-        why = f"{path} is a checkpoint that is cut off or damaged; download or copy it again" if kind == 'safetensors' else _why_refused(path, e)
-        raise UnusableModel(why) from e
+        raise UnusableModel(f"{path} is {_CUT}" if kind == 'safetensors' else _why_refused(path, e)) from e
     return model_weights(found, path)
 
 # %% ../nbs/01b_weights.ipynb #weights-settings
@@ -194,26 +247,30 @@ def checkpoint_file(
 
 
 def _activation(model, known):
-    "Whether all published weights use QuickGELU although the architecture's file does not say so; a note if only some do"
+    "Whether all published weights use QuickGELU although the architecture's file does not; a note if only some do"
     quick = sum(bool(o.get('quick_gelu')) for o in known)
     if (open_clip.get_model_config(model) or {}).get('quick_gelu') or not quick:
         return False
     if quick < len(known):
         variant = f'{model}-quickgelu'
-        use = f"; if it should be QuickGELU, name the model {variant}" if variant in open_clip.list_models() else ''
-        note(f"{model}: a checkpoint file does not tell its activation, and {quick} of the {len(known)} published weights use QuickGELU, the others GELU; GELU was taken{use}")
+        known_variant = variant in open_clip.list_models()
+        note(f"{model}: a checkpoint file does not tell its activation, and {quick} of the {len(known)} published "
+             "weights use QuickGELU, the others GELU; GELU was taken"
+             + (f"; if it should be QuickGELU, name the model {variant}" if known_variant else ''))
     return quick == len(known)
 
 
 def _preprocessing(model, known):
     "What all published weights say about their pictures; a note if they differ"
-    found = {key: {str(o.get(key)): o.get(key) for o in known} for key in ('mean', 'std', 'interpolation', 'resize_mode')}
+    keys = ('mean', 'std', 'interpolation', 'resize_mode')
+    found = {key: {str(o.get(key)): o.get(key) for o in known} for key in keys}
     agreed = {f'image_{key}': next(iter(values.values())) for key, values in found.items() if len(values) == 1}
     differ = [key for key, values in found.items() if len(values) > 1]
     if differ:
         usual = open_clip.transform.PreprocessCfg()
         taken = ', '.join(f'{key} {getattr(usual, key)}' for key in differ)
-        note(f"{model}: a checkpoint file does not tell how its pictures were prepared, and the published weights differ in {' and '.join(differ)}; taken: {taken}; "
+        note(f"{model}: a checkpoint file does not tell how its pictures were prepared, and the published weights "
+             f"differ in {' and '.join(differ)}; taken: {taken}; "
              "a folder with its own open_clip_config.json (local-dir:) can say another")
     return agreed
 
@@ -229,22 +286,30 @@ def checkpoint_settings(
     return _preprocessing(model, known) | dict(force_quick_gelu=_activation(model, known))
 
 # %% ../nbs/01b_weights.ipynb #weights-rest
+_FOUND = ('.safetensors', '.bin', '.pth')  # what open_clip looks for in a folder
+_PREFERRED = re.compile(r'(open_clip_)?(pytorch_)?model\.(safetensors|bin|pth)')
+
+
 def check_weights(
     model:str, # open_clip architecture or `local-dir:folder`
     pretrained:str|os.PathLike|None=None, # tag or path of a checkpoint
 ):
-    "`UnusableModel` for weights that open_clip would not find, or would read past read_weights; a note if a folder has several"
-    file = None if model.startswith('local-dir:') else checkpoint_file(model, pretrained)
-    if file is not None and file.suffix in ('.npz', '.npy'):
-        _check_arrays(regular_file(file, 'checkpoint'))
-    folder = Path(model.removeprefix('local-dir:'))
-    if not model.startswith('local-dir:') or not folder.is_dir():
+    "`UnusableModel` for weights that open_clip would not find, or not by read_weights; a note if a folder has several"
+    if not model.startswith('local-dir:'):
+        file = checkpoint_file(model, pretrained)
+        if file is not None and file.suffix in ('.npz', '.npy'):
+            _check_arrays(file)
         return
-    found = sorted((o.name for o in folder.iterdir() if o.suffix in ('.safetensors', '.bin', '.pth')), key=lambda o: (not o.endswith('.safetensors'), o))
+    folder = Path(model.removeprefix('local-dir:'))
+    if not folder.is_dir():
+        return
+    found = [o.name for o in folder.iterdir() if o.suffix in _FOUND]
     if not found:
-        raise UnusableModel(f"{folder} holds no weights that open_clip looks for (.safetensors, .bin or .pth); give a checkpoint one of these names, such as open_clip_model.safetensors or open_clip_pytorch_model.bin")
-    if len(found) > 1 and not any(re.fullmatch(r'(open_clip_)?(pytorch_)?model\.(safetensors|bin|pth)', o) for o in found):
-        note(f"{folder} holds {len(found)} files of weights: {found[0]} was taken; to use another, take this one away")
+        raise UnusableModel(f"{folder} holds no weights that open_clip looks for ({', '.join(_FOUND)}); give a "
+                            "checkpoint such a name: open_clip_model.safetensors or open_clip_pytorch_model.bin")
+    if len(found) > 1 and not any(_PREFERRED.fullmatch(o) for o in found):
+        taken = min(found, key=lambda o: (not o.endswith('.safetensors'), o))
+        note(f"{folder} holds {len(found)} files of weights: {taken} was taken; to use another, take this one away")
 
 
 def _check_arrays(path):
@@ -272,7 +337,8 @@ def why_not_loaded(
         return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
     if 'Failed to download' in text or 'HF Hub' in text:
         why = text[-220:].split("Last error: ")[-1].rstrip(".")
-        return f'the weights cannot be had from the hub ({why}); name a checkpoint on this machine (pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)'
+        return (f'the weights cannot be had from the hub ({why}); name a checkpoint on this machine '
+                '(pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)')
     if 'pretrained weights' in text:
         return f'no weights were found: {text[:160]}'
     return f'not a checkpoint that open_clip can read: {type(error).__name__}: {text[:160]}'
