@@ -30,7 +30,7 @@ from .cache import encode_cached, image_digests, model_digests
 from .clip import PRECISIONS, UnreadableImage
 from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
 from .files import whole_file, write_json
-from .folders import check_place, check_writable, discard, hold, whole_folder
+from .folders import check_place, check_writable, discard, hold, recover, whole_folder
 from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
 from .graph import SEARCHES
 from .kept import CannotGoOn, Seen, begin, finish, is_run, mend_run, pack_digests, partial_folder, read_begun
@@ -579,14 +579,15 @@ def export(
     output:str|os.PathLike, # folder to write; must not exist
 )->Path: # the folder
     "A plain open_clip checkpoint with V's image tower, and its classifier; `FileExistsError` if something stands there"
-    settings, output = read_run(run)['settings'], Path(output)
-    if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
-    place = check_place(output)
+    settings, place = read_run(run)['settings'], check_place(output)
     with hold(place):
+        recover(place)
+        if os.path.exists(output):
+            raise FileExistsError(f"{output} exists; name another folder")
         clip = ReCLIP.load(run, device='cpu', verbose=False)
         with whole_folder(place) as new:
             _write_export(new, clip, settings['model'])
-    return output
+    return Path(output)
 
 def _write_export(new, clip, name):
     "The files of an export"
