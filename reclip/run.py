@@ -31,7 +31,7 @@ from .clip import PRECISIONS
 from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
 from .features import is_features, read_features
 from .files import read_json, regular_file, whole_file, write_json
-from .folders import check_place, check_writable, discard, hold, whole_folder
+from .folders import check_place, check_writable, discard, hold, recover, whole_folder
 from .images import ImageFiles, Skipped, encode_readable, find_images, show_path
 from .pictures import UnreadableImage
 from .graph import SEARCHES
@@ -619,15 +619,16 @@ def export(
     pretrained:str|None=None, # the same for a checkpoint file
 )->Path: # the folder
     "A plain open_clip checkpoint with V's image tower, and its classifier; `FileExistsError` if something stands there"
-    output = Path(output)
     read_run(run)
-    if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
     place = check_place(output)
     with hold(place):
+        recover(place)
+        if os.path.exists(output):
+            raise FileExistsError(f"{output} exists; name another folder")
         clip = ReCLIP.load(run, model, device='cpu', verbose=False, pretrained=pretrained)
         with whole_folder(place) as new:
             _write_export(new, clip, clip.model)
-    return output
+    return Path(output)
 
 def _write_export(new, clip, name):
     "The files of an export"
