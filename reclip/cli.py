@@ -343,8 +343,8 @@ _OPENING = ('workers', 'max_unreadable', 'cache', 'no_cache', 'precision')
 
 
 def _are_features(images):
-    from reclip.images import FEATURE_SUFFIXES
-    return str(images).lower().endswith(FEATURE_SUFFIXES)
+    from reclip.features import is_features
+    return is_features(images)
 
 
 def _unused(given, images, model=None, training_free=False, epochs=None):
