@@ -14,20 +14,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/00d_files.ipynb #files-regular
-_KINDS = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'), (stat.S_ISBLK, 'a device'),
-          (stat.S_ISDIR, 'a folder'))
+_KINDS = (
+    (stat.S_ISFIFO, 'a pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+    (stat.S_ISDIR, 'a folder'),
+)
 
 
 def regular_file(
-    path:str|os.PathLike, # that somebody gave
-    what:str='', # how to call it in a message, such as `labels`
-)->Path: # the same
+    path: str | os.PathLike,  # that somebody gave
+    what: str = '',  # how to call it in a message, such as `labels`
+) -> Path:  # the same
     "`FileNotFoundError` if nothing is there, `ValueError` if it is no file: a pipe would be waited for"
     path, where = Path(path), f'{what}: ' if what else ''
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{where}{path} is not there" + (' (a broken link)' if path.is_symlink() else '')) from e
+        raise FileNotFoundError(
+            f"{where}{path} is not there" + (' (a broken link)' if path.is_symlink() else '')
+        ) from e
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'something else')
         raise ValueError(f"{where}{path} is {kind}, expected a file; save what it holds in a file first")
@@ -35,9 +42,9 @@ def regular_file(
 
 
 def read_text(
-    path:str|os.PathLike, # of a text file
-    what:str='', # how to call it in a message
-)->str: # without a byte-order mark
+    path: str | os.PathLike,  # of a text file
+    what: str = '',  # how to call it in a message
+) -> str:  # without a byte-order mark
     "UTF-8 text of a file; `ValueError` or `FileNotFoundError` says what is wrong with it"
     try:
         return regular_file(path, what).read_text(encoding='utf-8-sig')
@@ -56,9 +63,9 @@ def _once(pairs):
 
 
 def parse_json(
-    text:str, # JSON
-    where:str, # how to call it in a message, such as its path
-)->object: # plain values
+    text: str,  # JSON
+    where: str,  # how to call it in a message, such as its path
+) -> object:  # plain values
     "What JSON says; `ValueError` if it is not valid, nested too deep, or names a key twice"
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -71,15 +78,15 @@ def parse_json(
 
 
 def read_json(
-    path:str|os.PathLike, # of a JSON file
-    what:str='', # how to call it in a message
-)->object: # plain values
+    path: str | os.PathLike,  # of a JSON file
+    what: str = '',  # how to call it in a message
+) -> object:  # plain values
     "What a JSON file says; `ValueError` or `FileNotFoundError` says what is wrong with it"
     return parse_json(read_text(path, what), str(path))
 
 # %% ../nbs/00d_files.ipynb #files-whole-file
 def sync(
-    path:str|os.PathLike, # file or folder
+    path: str | os.PathLike,  # file or folder
 ):
     "Wait until it is on the disk; folders only where the system can"
     if os.path.isdir(path) and os.name != 'posix':
@@ -99,16 +106,16 @@ def _umask():
 
 @contextmanager
 def whole_file(
-    path:str|os.PathLike, # where it shall be
-): # yields a path to write to
+    path: str | os.PathLike,  # where it shall be
+):  # yields a path to write to
     "A path beside `path`; it takes its place at the end of the `with` block, or vanishes after an error"
     path = Path(path)
     handle, beside = tempfile.mkstemp(prefix=f'.{path.name[:40]}-', suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(beside)
-        sync(beside)                                                  # on the disk before the name is
-        os.chmod(beside, 0o666 & ~_umask())                           # mkstemp's files are for their owner alone
+        sync(beside)  # on the disk before the name is
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(beside, path)
         sync(path.parent)
     finally:

@@ -18,23 +18,38 @@ from .devices import gather_rows, is_first, share
 
 # %% ../nbs/04_graph.ipynb #graph-nearest-neighbors
 def nearest_neighbors(
-    nodes, # (n, d), rows of any length but zero; n >= 2
-    n_neighbors:int=20, # k; fewer where there are not so many other nodes
-    block_size:int|None=None, # rows in one product; default: as many as keep a block at 64 MB of float32, 1 GB on a GPU
-    rows:slice|None=None, # neighbours of these nodes only; default: of all
-    half:bool|None=None, # nominate 2k candidates in float16 and rank them in float32; default: on a GPU
-    progress:bool=False, # show a bar; it is the first process's
-)->tuple[torch.Tensor, torch.Tensor]: # index (n, k) int64, cosine (n, k), nearest first; or as many rows as were asked for
+    nodes,  # (n, d), rows of any length but zero; n >= 2
+    n_neighbors: int = 20,  # k; fewer where there are not so many other nodes
+    block_size: int
+    | None = None,  # rows in one product; default: as many as keep a block at 64 MB of float32, 1 GB on a GPU
+    rows: slice | None = None,  # neighbours of these nodes only; default: of all
+    half: bool | None = None,  # nominate 2k candidates in float16 and rank them in float32; default: on a GPU
+    progress: bool = False,  # show a bar; it is the first process's
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # index (n, k) int64, cosine (n, k), nearest first; or as many rows as were asked for
     "Exact k nearest neighbours by cosine, without the node itself; memory `block_size * n`. With `half`, exact among the nominated"
-    if n_neighbors < 1: raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
+    if n_neighbors < 1:
+        raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
     v = nodes if isinstance(nodes, torch.Tensor) and nodes.is_floating_point() else unit_rows(nodes, 'nodes')
     n, k = len(v), min(n_neighbors, len(v) - 1)
-    if n < 2: raise ValueError(f"nodes: a graph needs at least two, got {n}")
+    if n < 2:
+        raise ValueError(f"nodes: a graph needs at least two, got {n}")
     half = v.is_cuda and v.dtype == torch.float32 if half is None else half
-    block, quick = block_size or max(1, 2**(28 if v.is_cuda else 24) // n), v.half() if half else v
+    block, quick = block_size or max(1, 2 ** (28 if v.is_cuda else 24) // n), v.half() if half else v
     first, last, _ = (rows or slice(None)).indices(n)
-    index, cosine = torch.empty(last - first, k, dtype=torch.int64, device=v.device), torch.empty(last - first, k, dtype=v.dtype, device=v.device)
-    with tqdm(desc='find neighbours', total=last - first, unit='node', disable=not (progress and is_first()), delay=1, leave=False) as bar:
+    index, cosine = (
+        torch.empty(last - first, k, dtype=torch.int64, device=v.device),
+        torch.empty(last - first, k, dtype=v.dtype, device=v.device),
+    )
+    with tqdm(
+        desc='find neighbours',
+        total=last - first,
+        unit='node',
+        disable=not (progress and is_first()),
+        delay=1,
+        leave=False,
+    ) as bar:
         for start in range(first, last, block):
             some = slice(start, min(start + block, last))
             near, at = quick[some] @ quick.T, slice(start - first, some.stop - first)
@@ -43,6 +58,7 @@ def nearest_neighbors(
             bar.update(some.stop - start)
     return index, cosine
 
+
 def _rank(v, rows, found, k):
     "Cosines of the nominated, computed in full precision, and the best k of them"
     cosine, best = torch.einsum('bd,bkd->bk', v[rows], v[found]).topk(k)
@@ -50,20 +66,21 @@ def _rank(v, rows, found, k):
 
 # %% ../nbs/04_graph.ipynb #graph-neighbor-graph
 def sparse_csr(
-    crow:torch.Tensor, # (n + 1,) int, where each row begins
-    col:torch.Tensor, # (e,) int, columns
-    values:torch.Tensor, # (e,) float
-    n:int, # rows and columns
-)->torch.Tensor: # (n, n) sparse CSR
+    crow: torch.Tensor,  # (n + 1,) int, where each row begins
+    col: torch.Tensor,  # (e,) int, columns
+    values: torch.Tensor,  # (e,) float
+    n: int,  # rows and columns
+) -> torch.Tensor:  # (n, n) sparse CSR
     "A sparse matrix, without torch's word of warning that its support is beta"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Sparse')
         return torch.sparse_csr_tensor(crow, col, values, (n, n), check_invariants=False)
 
+
 def affinity_graph(
-    index:torch.Tensor, # (n, k) int64, neighbours of each node
-    cosine:torch.Tensor, # (n, k), their cosines
-)->torch.Tensor: # W (n, n) sparse CSR with int32 indices, symmetric, entries in [0, 1], at most 2nk of them
+    index: torch.Tensor,  # (n, k) int64, neighbours of each node
+    cosine: torch.Tensor,  # (n, k), their cosines
+) -> torch.Tensor:  # W (n, n) sparse CSR with int32 indices, symmetric, entries in [0, 1], at most 2nk of them
     "Symmetric affinities: `W = (A + A.T) / 2` with `A = (1 + cosine) / 2` on the neighbours (paper, section 3.2)"
     n, k = index.shape
     half = (1 + cosine.reshape(-1)).clamp(min=0) / 4
@@ -72,15 +89,22 @@ def affinity_graph(
         A = torch.sparse_coo_tensor(edges, half, (n, n), check_invariants=False)
         W = (A + A.T).coalesce().to_sparse_csr()
         return sparse_csr(W.crow_indices().int(), W.col_indices().int(), W.values(), n)
-    A = csr_array((half.numpy(), index.reshape(-1).numpy().astype(np.int32), np.arange(0, n * k + 1, k, dtype=np.int32 if n * k < 2**31 else np.int64)), shape=(n, n))
+    A = csr_array(
+        (
+            half.numpy(),
+            index.reshape(-1).numpy().astype(np.int32),
+            np.arange(0, n * k + 1, k, dtype=np.int32 if n * k < 2**31 else np.int64),
+        ),
+        shape=(n, n),
+    )
     A.sort_indices()
     W = A + A.T.tocsr()
     return sparse_csr(torch.from_numpy(W.indptr), torch.from_numpy(W.indices), torch.from_numpy(W.data), n)
 
 # %% ../nbs/04_graph.ipynb #graph-neighbor-graph-normalize-graph
 def normalize_graph(
-    W:torch.Tensor, # (n, n) sparse CSR, symmetric, no negative entries
-)->torch.Tensor: # S (n, n) sparse CSR, symmetric, eigenvalues in [-1, 1]
+    W: torch.Tensor,  # (n, n) sparse CSR, symmetric, no negative entries
+) -> torch.Tensor:  # S (n, n) sparse CSR, symmetric, eigenvalues in [-1, 1]
     "`S = D^-1/2 W D^-1/2`; a node without edges keeps an empty row"
     crow, col, w = W.crow_indices(), W.col_indices(), W.values()
     row = torch.arange(len(crow) - 1, dtype=col.dtype, device=col.device).repeat_interleave(crow.diff())
@@ -90,34 +114,47 @@ def normalize_graph(
 
 # %% ../nbs/04_graph.ipynb #graph-neighbor-graph-neighbor-graph
 SEARCHES = ('auto', 'exact', 'approximate')
-EXACT_UP_TO = 65_536         # nodes; above, without a GPU, an index is several times faster than all pairs
+EXACT_UP_TO = 65_536  # nodes; above, without a GPU, an index is several times faster than all pairs
+
 
 def find_neighbors(
-    nodes, # (n, d), rows of any length but zero
-    n_neighbors:int=20, # k
-    block_size:int|None=None, # see nearest_neighbors
-    search:str='auto', # `"exact"`, `"approximate"` (see approximate_neighbors; needs faiss), or `"auto"`: approximate above EXACT_UP_TO nodes if there is no GPU and faiss is installed
-    shared:bool=False, # all processes of a job call this with the same nodes, and each searches for a share of them
-    progress:bool=False, # show a bar
-)->tuple[torch.Tensor, torch.Tensor, float]: # index (n, k), cosine (n, k), and recall: 1 where the search was exact
+    nodes,  # (n, d), rows of any length but zero
+    n_neighbors: int = 20,  # k
+    block_size: int | None = None,  # see nearest_neighbors
+    search: str = 'auto',  # `"exact"`, `"approximate"` (see approximate_neighbors; needs faiss), or `"auto"`: approximate above EXACT_UP_TO nodes if there is no GPU and faiss is installed
+    shared: bool = False,  # all processes of a job call this with the same nodes, and each searches for a share of them
+    progress: bool = False,  # show a bar
+) -> tuple[torch.Tensor, torch.Tensor, float]:  # index (n, k), cosine (n, k), and recall: 1 where the search was exact
     "Nearest neighbours, found in the way that suits size and machine; `ValueError` for an unknown search"
-    if search not in SEARCHES: raise ValueError(f"search: expected one of {', '.join(SEARCHES)}, got {search!r}")
-    if search == 'auto': search = 'approximate' if len(nodes) > EXACT_UP_TO and not (isinstance(nodes, torch.Tensor) and nodes.is_cuda) and find_spec('faiss') else 'exact'
+    if search not in SEARCHES:
+        raise ValueError(f"search: expected one of {', '.join(SEARCHES)}, got {search!r}")
+    if search == 'auto':
+        search = (
+            'approximate'
+            if len(nodes) > EXACT_UP_TO
+            and not (isinstance(nodes, torch.Tensor) and nodes.is_cuda)
+            and find_spec('faiss')
+            else 'exact'
+        )
     rows = share(len(nodes)) if shared else slice(None)
     if search == 'approximate':
         from reclip.approximate import approximate_neighbors
+
         *found, recall = approximate_neighbors(nodes, n_neighbors, rows=rows, shared=shared, progress=progress)
-    else: found, recall = nearest_neighbors(nodes, n_neighbors, block_size, rows, progress=progress), 1.
+    else:
+        found, recall = nearest_neighbors(nodes, n_neighbors, block_size, rows, progress=progress), 1.0
     return *(gather_rows(o, len(nodes)) if shared else o for o in found), recall
 
 # %% ../nbs/04_graph.ipynb #graph-neighbor-graph-whole
 def neighbor_graph(
-    nodes, # (n, d), rows of any length but zero: class texts first, then images
-    n_neighbors:int=20, # k
-    block_size:int|None=None, # see nearest_neighbors
-    search:str='auto', # see find_neighbors
-    shared:bool=False, # see find_neighbors
-    progress:bool=False, # show a bar
-)->torch.Tensor: # S (n, n) sparse CSR
+    nodes,  # (n, d), rows of any length but zero: class texts first, then images
+    n_neighbors: int = 20,  # k
+    block_size: int | None = None,  # see nearest_neighbors
+    search: str = 'auto',  # see find_neighbors
+    shared: bool = False,  # see find_neighbors
+    progress: bool = False,  # show a bar
+) -> torch.Tensor:  # S (n, n) sparse CSR
     "The normalised graph of the k nearest neighbours; `ValueError` for an unknown search"
-    return normalize_graph(affinity_graph(*find_neighbors(nodes, n_neighbors, block_size, search, shared, progress)[:2]))
+    return normalize_graph(
+        affinity_graph(*find_neighbors(nodes, n_neighbors, block_size, search, shared, progress)[:2])
+    )

@@ -14,30 +14,48 @@ from .clip import unit_rows
 # %% ../nbs/03_projection.ipynb #projection-projection-basis
 PROJECTIONS = ('none', 'P1', 'P2')
 
+
 def projection_basis(
-    text_features, # (M, D), rows of any length but zero
-    projection:str='P2', # `"none"`, `"P1"` (span of the class texts) or `"P2"` (without the direction they share)
-    max_dim:int|None=None, # keep none beyond the singular direction of this number, counted from the first; None: all
-)->torch.Tensor|None: # basis (D, r) float32 with orthonormal columns, or None for `"none"`
+    text_features,  # (M, D), rows of any length but zero
+    projection: str = 'P2',  # `"none"`, `"P1"` (span of the class texts) or `"P2"` (without the direction they share)
+    max_dim: int
+    | None = None,  # keep none beyond the singular direction of this number, counted from the first; None: all
+) -> torch.Tensor | None:  # basis (D, r) float32 with orthonormal columns, or None for `"none"`
     "Orthonormal basis of the projection space (paper, section 3.1); `ValueError` if nothing would be left"
-    if projection not in PROJECTIONS: raise ValueError(f"projection: expected one of {', '.join(PROJECTIONS)}, got {projection!r}")
+    if projection not in PROJECTIONS:
+        raise ValueError(f"projection: expected one of {', '.join(PROJECTIONS)}, got {projection!r}")
     t = unit_rows(text_features, 'text_features')
-    if projection == 'none': return None
-    if max_dim is not None and max_dim < 1: raise ValueError(f"max_dim: expected a positive number or None, got {max_dim}")
+    if projection == 'none':
+        return None
+    if max_dim is not None and max_dim < 1:
+        raise ValueError(f"max_dim: expected a positive number or None, got {max_dim}")
     _, s, e = torch.linalg.svd(t.double(), full_matrices=False)
-    rank = int((s > s[0] * max(t.shape) * torch.finfo(torch.float32).eps).sum())   # repeated class texts add no direction
+    rank = int(
+        (s > s[0] * max(t.shape) * torch.finfo(torch.float32).eps).sum()
+    )  # repeated class texts add no direction
     first, last = int(projection == 'P2'), min(rank, max_dim or rank)
-    if last <= first: raise ValueError(f"{projection} of {len(t)} classes leaves no direction: to this model the class texts differ in {rank - 1} directions, and max_dim is {max_dim}. Give names that it knows and tells apart, a larger max_dim, or projection='P1' or 'none'")
-    if last - first == 1: warnings.warn(f"{projection} leaves one direction for {len(t)} classes, where a cosine can only be 1 or -1; projection='P1' or 'none' tells more apart", stacklevel=2)
+    if last <= first:
+        raise ValueError(
+            f"{projection} of {len(t)} classes leaves no direction: to this model the class texts differ in {rank - 1} directions, and max_dim is {max_dim}. Give names that it knows and tells apart, a larger max_dim, or projection='P1' or 'none'"
+        )
+    if last - first == 1:
+        warnings.warn(
+            f"{projection} leaves one direction for {len(t)} classes, where a cosine can only be 1 or -1; projection='P1' or 'none' tells more apart",
+            stacklevel=2,
+        )
     return e[first:last].T.to(t.dtype).contiguous()
 
 # %% ../nbs/03_projection.ipynb #projection-projection-basis-project
 def project(
-    features, # (N, D), rows of any length
-    basis:torch.Tensor|None=None, # (D, r) orthonormal columns; None: the whole space
-)->torch.Tensor: # (N, r) unit rows; a row with nothing in the subspace is all zeros
+    features,  # (N, D), rows of any length
+    basis: torch.Tensor | None = None,  # (D, r) orthonormal columns; None: the whole space
+) -> torch.Tensor:  # (N, r) unit rows; a row with nothing in the subspace is all zeros
     "Coordinates in the projection space, L2-normalised again"
     x = unit_rows(features)
-    if basis is None: return x
-    if x.shape[1] != basis.shape[0]: raise ValueError(f"features are {x.shape[1]} wide, the basis is for {basis.shape[0]}; both must come from the same model")
+    if basis is None:
+        return x
+    if x.shape[1] != basis.shape[0]:
+        raise ValueError(
+            f"features are {x.shape[1]} wide, the basis is for {basis.shape[0]}; both must come from the same model"
+        )
     return F.normalize(x @ basis.to(x), dim=1)

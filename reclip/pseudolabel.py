@@ -23,21 +23,25 @@ from .projection import project, projection_basis
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-propagate
 def _passes_on(S, alpha):
     "The function P -> alpha S P"
-    if S.device.type != 'cpu' or S.dtype != torch.float32: return lambda P: torch.sparse.mm(S, P).mul_(alpha)
+    if S.device.type != 'cpu' or S.dtype != torch.float32:
+        return lambda P: torch.sparse.mm(S, P).mul_(alpha)
     col, weight = S.col_indices(), alpha * S.values()
     start = S.crow_indices()[:-1].to(col.dtype)
     return lambda P: F.embedding_bag(col, P, start, mode='sum', per_sample_weights=weight)
 
+
 def _renumbered(S, least=30_000):
     "The graph with neighbours near each other in memory, and the new number of each node; small ones fit the processor's cache as they are"
     n = S.shape[0]
-    if n < least or S.device.type != 'cpu': return S, torch.arange(n, device=S.device)
+    if n < least or S.device.type != 'cpu':
+        return S, torch.arange(n, device=S.device)
     A = csr_array((S.values().numpy(), S.col_indices().numpy(), S.crow_indices().numpy()), shape=S.shape)
     order = reverse_cuthill_mckee(A, symmetric_mode=True)
     A = A[order][:, order]
     number = torch.empty(n, dtype=torch.int64)
     number[torch.from_numpy(order.astype('int64'))] = torch.arange(n)
     return sparse_csr(torch.from_numpy(A.indptr), torch.from_numpy(A.indices), torch.from_numpy(A.data), n), number
+
 
 def _solve(passed_on, Y, max_iter, tol, tick):
     "Z of `Z - passed_on(Z) = Y` by conjugate gradients, every column of Y of length 1; each iteration calls `tick`"
@@ -46,72 +50,87 @@ def _solve(passed_on, Y, max_iter, tol, tick):
         Q = passed_on(P)
         tick()
         torch.sub(P, Q, out=Q)
-        on = r2 > tol**2                                   # columns that still move
+        on = r2 > tol**2  # columns that still move
         step = torch.where(on, r2 / (P * Q).sum(0), 0)
         Z.addcmul_(P, step)
         R.addcmul_(Q, step, value=-1)
         new = torch.where(on, (R * R).sum(0), r2)
-        if (new <= tol**2).all(): break
+        if (new <= tol**2).all():
+            break
         torch.addcmul(R, P, torch.where(on, new / r2, 0), out=P)
         r2 = new
     return Z
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-propagate-blocks
 def propagate_blocks(
-    S:torch.Tensor, # (n, n) normalised graph, sparse CSR; the first `n_classes` nodes are the class texts
-    n_classes:int, # M
-    alpha:float=.99, # how much of a colour is passed on, in (0, 1)
-    max_iter:int=100, # most iterations of conjugate gradients
-    tol:float=1e-6, # a class is done when its residual is this small
-    class_block:int|None=None, # classes solved together; default: 32, on a GPU 256
-    classes:slice=slice(None), # only these
-    progress:bool=False, # show a bar; it is the first process's
-)->Iterator[tuple[torch.Tensor, torch.Tensor]]: # (b,) positions of classes, and their scores (N, b), block after block
+    S: torch.Tensor,  # (n, n) normalised graph, sparse CSR; the first `n_classes` nodes are the class texts
+    n_classes: int,  # M
+    alpha: float = 0.99,  # how much of a colour is passed on, in (0, 1)
+    max_iter: int = 100,  # most iterations of conjugate gradients
+    tol: float = 1e-6,  # a class is done when its residual is this small
+    class_block: int | None = None,  # classes solved together; default: 32, on a GPU 256
+    classes: slice = slice(None),  # only these
+    progress: bool = False,  # show a bar; it is the first process's
+) -> Iterator[
+    tuple[torch.Tensor, torch.Tensor]
+]:  # (b,) positions of classes, and their scores (N, b), block after block
     "Solve `(I - alpha S) Z = Y` by conjugate gradients (paper, section 3.2); memory `5 * class_block` numbers a node beside the graph"
-    if not 0 < alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
-    if max_iter < 1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
-    if class_block is not None and class_block < 1: raise ValueError(f"class_block: expected 1 or more, got {class_block}")
-    if not 0 < n_classes < S.shape[0]: raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
-    return _blocks(S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32), classes, progress and is_first())
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {alpha}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
+    if class_block is not None and class_block < 1:
+        raise ValueError(f"class_block: expected 1 or more, got {class_block}")
+    if not 0 < n_classes < S.shape[0]:
+        raise ValueError(f"n_classes: {n_classes} of {S.shape[0]} nodes leaves no images")
+    return _blocks(
+        S, n_classes, alpha, max_iter, tol, class_block or (256 if S.is_cuda else 32), classes, progress and is_first()
+    )
+
 
 def _blocks(S, n_classes, alpha, max_iter, tol, class_block, wanted, progress):
     S, number = _renumbered(S)
     passed_on = _passes_on(S, alpha)
     parts = torch.arange(n_classes, device=S.device)[wanted].split(class_block)
-    with tqdm(desc='spread labels', total=len(parts) * max_iter, unit='step', disable=not progress, delay=1, leave=False) as bar:
+    with tqdm(
+        desc='spread labels', total=len(parts) * max_iter, unit='step', disable=not progress, delay=1, leave=False
+    ) as bar:
         for done, classes in enumerate(parts, 1):
-            if not len(classes): return
+            if not len(classes):
+                return
             Y = torch.zeros(S.shape[0], len(classes), dtype=S.dtype, device=S.device)
             Y[number[classes], classes - classes[0]] = 1
             yield classes, _solve(passed_on, Y, max_iter, tol, bar.update)[number[n_classes:]]
-            bar.update(done * max_iter - bar.n)                   # most blocks need fewer steps
+            bar.update(done * max_iter - bar.n)  # most blocks need fewer steps
+
 
 def propagate(
-    S:torch.Tensor, # (n, n), see propagate_blocks
-    n_classes:int, # M
-    alpha:float=.99, # see propagate_blocks
-    max_iter:int=100, # see propagate_blocks
-    tol:float=1e-6, # see propagate_blocks
-    class_block:int|None=None, # see propagate_blocks
-)->torch.Tensor: # scores (N, M), N = n - M, in the type of `S`: the image rows of Z
+    S: torch.Tensor,  # (n, n), see propagate_blocks
+    n_classes: int,  # M
+    alpha: float = 0.99,  # see propagate_blocks
+    max_iter: int = 100,  # see propagate_blocks
+    tol: float = 1e-6,  # see propagate_blocks
+    class_block: int | None = None,  # see propagate_blocks
+) -> torch.Tensor:  # scores (N, M), N = n - M, in the type of `S`: the image rows of Z
     "All scores in one matrix; `ValueError` for settings out of range"
     blocks = propagate_blocks(S, n_classes, alpha, max_iter, tol, class_block)
     scores = S.values().new_empty(S.shape[0] - n_classes, n_classes)
-    for classes, z in blocks: scores[:, classes] = z
+    for classes, z in blocks:
+        scores[:, classes] = z
     return scores
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-labels
 def scores_to_labels(
-    scores:torch.Tensor, # (N, M)
-)->torch.Tensor: # pseudo_labels (N,) int64, -1 where no class has a positive score
+    scores: torch.Tensor,  # (N, M)
+) -> torch.Tensor:  # pseudo_labels (N,) int64, -1 where no class has a positive score
     "Row argmax; -1 where nothing arrived"
     best, label = scores.max(1)
     return torch.where(best > 0, label, -1)
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-labels-scores-to-confidence
 def scores_to_confidence(
-    scores:torch.Tensor, # (N, M), M >= 2; negative values count as zero
-)->torch.Tensor: # confidence (N,) in [0, 1]; 0 where nothing arrived
+    scores: torch.Tensor,  # (N, M), M >= 2; negative values count as zero
+) -> torch.Tensor:  # confidence (N,) in [0, 1]; 0 where nothing arrived
     "One minus the entropy of the normalised scores as a share of log M"
     p = scores.clamp(min=0)
     total = p.sum(1, keepdim=True)
@@ -122,21 +141,25 @@ def scores_to_confidence(
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-summary
 class Summary(NamedTuple):
     "What is kept of the scores of N images"
-    pseudo_labels:torch.Tensor # (N,) int64, -1 where no class was reached
-    confidence:torch.Tensor    # (N,) in [0, 1], see scores_to_confidence
-    probability:torch.Tensor   # (N,) share of the best class in the sum of scores, in [0, 1]
+
+    pseudo_labels: torch.Tensor  # (N,) int64, -1 where no class was reached
+    confidence: torch.Tensor  # (N,) in [0, 1], see scores_to_confidence
+    probability: torch.Tensor  # (N,) share of the best class in the sum of scores, in [0, 1]
+
 
 def summarize(
-    blocks:Iterator, # pairs of class positions (b,) and scores (N, b), from propagate_blocks
-    n_classes:int, # M >= 2
-    shared:bool=False, # all processes of a job call this, each with the blocks of its classes
-)->Summary:
+    blocks: Iterator,  # pairs of class positions (b,) and scores (N, b), from propagate_blocks
+    n_classes: int,  # M >= 2
+    shared: bool = False,  # all processes of a job call this, each with the blocks of its classes
+) -> Summary:
     "Labels, confidence and probability from blocks of scores, none of which is kept"
-    kept = None                                                # (4, N): best score, its class, sum of z, sum of z log z
+    kept = None  # (4, N): best score, its class, sum of z, sum of z log z
     for classes, z in blocks:
         z = z.clamp(min=0)
         top, at = z.max(1)
-        if kept is None: kept = torch.zeros(4, len(z), dtype=z.dtype, device=z.device); kept[1] = -1
+        if kept is None:
+            kept = torch.zeros(4, len(z), dtype=z.dtype, device=z.device)
+            kept[1] = -1
         kept[1] = torch.where(top > kept[0], classes[at].to(z), kept[1])
         kept[0] = torch.maximum(kept[0], top)
         kept[2] += z.sum(1)
@@ -151,25 +174,32 @@ def summarize(
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features
 class PseudoLabels(NamedTuple):
     "What label propagation says about N images"
-    pseudo_labels:torch.Tensor # (N,) int64, -1 where no class was reached
-    confidence:torch.Tensor    # (N,) in [0, 1]
-    scores:torch.Tensor        # (N, M)
+
+    pseudo_labels: torch.Tensor  # (N,) int64, -1 where no class was reached
+    confidence: torch.Tensor  # (N,) in [0, 1]
+    scores: torch.Tensor  # (N, M)
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-propagate-labels
 def propagate_labels(
-    image_features:torch.Tensor, # (N, D)
-    text_features:torch.Tensor, # (M, D)
-    basis:torch.Tensor|None, # (D, r) from projection_basis; None: no projection
-    n_neighbors:int=20, # k of the graph
-    alpha:float=.99, # how much is passed on
-    max_iter:int=100, # of conjugate gradients
-    tol:float=1e-6, # residual that ends them
-    search:str='auto', # see neighbor_graph
-    progress:bool=False, # show bars
-)->Summary: # `(pseudo_labels, confidence, probability)`
+    image_features: torch.Tensor,  # (N, D)
+    text_features: torch.Tensor,  # (M, D)
+    basis: torch.Tensor | None,  # (D, r) from projection_basis; None: no projection
+    n_neighbors: int = 20,  # k of the graph
+    alpha: float = 0.99,  # how much is passed on
+    max_iter: int = 100,  # of conjugate gradients
+    tol: float = 1e-6,  # residual that ends them
+    search: str = 'auto',  # see neighbor_graph
+    progress: bool = False,  # show bars
+) -> Summary:  # `(pseudo_labels, confidence, probability)`
     "Pseudo-labels in a given projection space; memory grows with N and not with N times M. All processes of a job call this, and share the neighbours and the classes"
-    S, M = neighbor_graph(_nodes(image_features, text_features, basis), n_neighbors, search=search, shared=True, progress=progress), len(text_features)
+    S, M = (
+        neighbor_graph(
+            _nodes(image_features, text_features, basis), n_neighbors, search=search, shared=True, progress=progress
+        ),
+        len(text_features),
+    )
     return summarize(propagate_blocks(S, M, alpha, max_iter, tol, classes=share(M), progress=progress), M, shared=True)
+
 
 def _nodes(image_features, text_features, basis):
     "Projected text and image features, one under the other"
@@ -177,20 +207,26 @@ def _nodes(image_features, text_features, basis):
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-label-features
 def label_features(
-    image_features, # (N, D) tensor or array, rows of any length but zero
-    text_features, # (M, D) of the same model, M >= 2
-    projection:str='P2', # `"none"`, `"P1"` or `"P2"`
-    n_neighbors:int=20, # k of the graph
-    alpha:float=.99, # how much is passed on, in (0, 1)
-    max_iter:int=100, # of conjugate gradients
-    tol:float=1e-6, # residual that ends them
-    max_dim:int|None=None, # see projection_basis
-    search:str='auto', # see neighbor_graph
-)->PseudoLabels: # `(pseudo_labels, confidence, scores)`
+    image_features,  # (N, D) tensor or array, rows of any length but zero
+    text_features,  # (M, D) of the same model, M >= 2
+    projection: str = 'P2',  # `"none"`, `"P1"` or `"P2"`
+    n_neighbors: int = 20,  # k of the graph
+    alpha: float = 0.99,  # how much is passed on, in (0, 1)
+    max_iter: int = 100,  # of conjugate gradients
+    tol: float = 1e-6,  # residual that ends them
+    max_dim: int | None = None,  # see projection_basis
+    search: str = 'auto',  # see neighbor_graph
+) -> PseudoLabels:  # `(pseudo_labels, confidence, scores)`
     "Label images by their features alone: training-free ReCLIP (stages 1 and 2). `ValueError` says what is wrong with the input"
     x, t = unit_rows(image_features, 'image_features'), unit_rows(text_features, 'text_features')
-    if x.shape[1] != t.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide and text_features {t.shape[1]}; both must come from the same model")
-    if len(t) < 2: raise ValueError(f"text_features: got {len(t)} class; with one class every image has the same label, so there is nothing to decide. Pass two or more")
+    if x.shape[1] != t.shape[1]:
+        raise ValueError(
+            f"image_features are {x.shape[1]} wide and text_features {t.shape[1]}; both must come from the same model"
+        )
+    if len(t) < 2:
+        raise ValueError(
+            f"text_features: got {len(t)} class; with one class every image has the same label, so there is nothing to decide. Pass two or more"
+        )
     t = t.to(x)
     nodes = _nodes(x, t, projection_basis(t, projection, max_dim))
     scores = propagate(neighbor_graph(nodes, n_neighbors, search=search), len(t), alpha, max_iter, tol)

@@ -21,25 +21,28 @@ from .clip import ImageDataset
 # %% ../nbs/13a_released.ipynb #released-dense
 class DensePropagation(NamedTuple):
     "What the script's propagation finds"
-    labels:torch.Tensor    # (N,) int64
-    centroids:torch.Tensor # (M, D) unit rows: mean of each class's images and its text
-    seconds:dict           # by step: affinity, normalise, solve, labels
+
+    labels: torch.Tensor  # (N,) int64
+    centroids: torch.Tensor  # (M, D) unit rows: mean of each class's images and its text
+    seconds: dict  # by step: affinity, normalise, solve, labels
+
 
 def dense_projection(
-    text_features:torch.Tensor, # (M, D) unit rows
-)->torch.Tensor: # (D, D): the span of the texts without its first direction, cut at 768
+    text_features: torch.Tensor,  # (M, D) unit rows
+) -> torch.Tensor:  # (D, D): the span of the texts without its first direction, cut at 768
     "Projection P2 as a matrix"
     U = torch.svd(text_features.float().T).U[:, 1:768]
     return U @ U.T
 
+
 def dense_propagation(
-    text_features:torch.Tensor, # (M, D)
-    image_features:torch.Tensor, # (N, D)
-    P:torch.Tensor|None=None, # (D, D) from dense_projection; None: features are in the projection space already
-    n_neighbors:int=20, # k, less than M + N
-    alpha:float=.99, # how much is passed on
-    max_iter:int=20, # of conjugate gradients
-)->DensePropagation:
+    text_features: torch.Tensor,  # (M, D)
+    image_features: torch.Tensor,  # (N, D)
+    P: torch.Tensor | None = None,  # (D, D) from dense_projection; None: features are in the projection space already
+    n_neighbors: int = 20,  # k, less than M + N
+    alpha: float = 0.99,  # how much is passed on
+    max_iter: int = 20,  # of conjugate gradients
+) -> DensePropagation:
     "Label propagation with full matrices, on the CPU, memory for about a dozen of them"
     clock, points = [time.perf_counter()], torch.cat([text_features, image_features])
     v = F.normalize(points if P is None else points @ P.to(points), dim=-1).cpu().float()
@@ -50,102 +53,174 @@ def dense_propagation(
     A = torch.zeros_like(A).scatter_(1, index, value)
     W = (A + A.T) / 2
     clock.append(time.perf_counter())
-    D = torch.diag(((W @ torch.ones(n, n))**-.5).diagonal())
+    D = torch.diag(((W @ torch.ones(n, n)) ** -0.5).diagonal())
     S = D @ (W @ D)
     clock.append(time.perf_counter())
-    system = np.eye(n) - alpha * S.numpy()                                     # float64, because eye is
+    system = np.eye(n) - alpha * S.numpy()  # float64, because eye is
     Z = np.stack([cg(system, np.eye(1, n, c)[0], rtol=1e-6, atol=0, maxiter=max_iter)[0] for c in range(m)], axis=1)
     clock.append(time.perf_counter())
     labels, points = torch.from_numpy(Z.argmax(1)), points.cpu().float()
     centroids = torch.stack([F.normalize(points[labels == c].mean(0), dim=0) for c in range(m)])
     clock.append(time.perf_counter())
-    return DensePropagation(labels[m:], centroids, dict(zip(('affinity', 'normalise', 'solve', 'labels'), np.diff(clock).tolist())))
+    return DensePropagation(
+        labels[m:], centroids, dict(zip(('affinity', 'normalise', 'solve', 'labels'), np.diff(clock).tolist()))
+    )
 
 # %% ../nbs/13a_released.ipynb #released-texts
 def class_texts(
-    model, # open_clip model of OpenAI's kind, with `transformer` and `ln_final`
-    tokenizer, # pads to the full context
-    class_names, # (M,) names
-    templates, # (T,) sentences with `{}`
-)->torch.Tensor: # (M, D) unit rows
+    model,  # open_clip model of OpenAI's kind, with `transformer` and `ln_final`
+    tokenizer,  # pads to the full context
+    class_names,  # (M,) names
+    templates,  # (T,) sentences with `{}`
+) -> torch.Tensor:  # (M, D) unit rows
     "All prompts, one class after the other"
     device = next(model.parameters()).device
-    rows = [F.normalize(F.normalize(model.encode_text(tokenizer([t.replace('{}', name) for t in templates]).to(device)), dim=-1).mean(0), dim=-1) for name in class_names]
+    rows = [
+        F.normalize(
+            F.normalize(
+                model.encode_text(tokenizer([t.replace('{}', name) for t in templates]).to(device)), dim=-1
+            ).mean(0),
+            dim=-1,
+        )
+        for name in class_names
+    ]
     return torch.stack(rows)
 
+
 def short_texts(
-    model, tokenizer, class_names, # as in class_texts
-    template, # one sentence with `{}`
-)->torch.Tensor: # (M, D) unit rows
+    model,
+    tokenizer,
+    class_names,  # as in class_texts
+    template,  # one sentence with `{}`
+) -> torch.Tensor:  # (M, D) unit rows
     "One prompt a class, all at once"
-    return F.normalize(model.encode_text(tokenizer([template.replace('{}', name) for name in class_names]).to(next(model.parameters()).device)), dim=-1)
+    return F.normalize(
+        model.encode_text(
+            tokenizer([template.replace('{}', name) for name in class_names]).to(next(model.parameters()).device)
+        ),
+        dim=-1,
+    )
 
 # %% ../nbs/13a_released.ipynb #released-students
-def _norms(modules): return [p for part in modules for m in part.modules() if isinstance(m, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)) for p in (m.weight, m.bias)]
+def _norms(modules):
+    return [
+        p
+        for part in modules
+        for m in part.modules()
+        if isinstance(m, (torch.nn.LayerNorm, torch.nn.BatchNorm2d))
+        for p in (m.weight, m.bias)
+    ]
+
 
 def _students(model, lr, half):
     "Two whole models, and an optimizer for the norm layers of one tower of each"
-    if not hasattr(model, 'transformer') or not hasattr(model, 'ln_final'): raise ValueError(f"{type(model).__name__} has no text tower of OpenAI's kind, which is all that the released script knows; compare with a ViT or RN model of open_clip")
+    if not hasattr(model, 'transformer') or not hasattr(model, 'ln_final'):
+        raise ValueError(
+            f"{type(model).__name__} has no text tower of OpenAI's kind, which is all that the released script knows; compare with a ViT or RN model of open_clip"
+        )
     t, v = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
     for o in (t, v) if half else ():
-        convert_weights_to_lp(o, torch.float16)                                # matrices only
+        convert_weights_to_lp(o, torch.float16)  # matrices only
         for m in o.modules():
-            if isinstance(m, torch.nn.LayerNorm): m.__class__ = LayerNormFp32  # norm layers compute in float32, as OpenAI's do
+            if isinstance(m, torch.nn.LayerNorm):
+                m.__class__ = LayerNormFp32  # norm layers compute in float32, as OpenAI's do
     params = _norms([t.transformer, t.ln_final]), _norms([v.visual])
-    for p in (*params[0], *params[1]): p.requires_grad_(True)
-    return t, v, [torch.optim.SGD(o, lr, momentum=.9, weight_decay=1e-4) for o in params]
+    for p in (*params[0], *params[1]):
+        p.requires_grad_(True)
+    return t, v, [torch.optim.SGD(o, lr, momentum=0.9, weight_decay=1e-4) for o in params]
+
 
 def _train_step(optimizers, logits, labels, recipe):
     "One step of each student on the images where both labels agree; the two losses, or None"
     agree = labels[0] == labels[1]
-    if not agree.any(): return None
+    if not agree.any():
+        return None
     t, v = (F.cross_entropy(a, b, reduction='none') * agree for a, b in zip(logits, labels))
     losses = t.sum() / agree.sum(), (v.mean() if recipe == 'official' else v.sum()) / agree.sum()
-    for optimizer, loss in zip(optimizers, losses): optimizer.zero_grad(); loss.backward(); optimizer.step()
+    for optimizer, loss in zip(optimizers, losses):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return [o.item() for o in losses]
 
 # %% ../nbs/13a_released.ipynb #released-run
 class ReleasedRun(NamedTuple):
     "What the loop gives"
-    logits:list    # (N, M) of both students together: at the beginning of each epoch, and after the last
-    losses:list    # per epoch: mean loss of T and of V
-    seconds:float  # until the end of the last epoch, where the script ends
+
+    logits: list  # (N, M) of both students together: at the beginning of each epoch, and after the last
+    losses: list  # per epoch: mean loss of T and of V
+    seconds: float  # until the end of the last epoch, where the script ends
+
 
 def run(
-    model, # open_clip model of OpenAI's kind; left as it was
-    images, # what ImageDataset takes
-    tokenizer, class_names, templates, # as in class_texts
-    epochs:int, # passes over the images
-    recipe:str='official', # `"paper"`: mean loss for V, and T looks with all templates
-    preprocess=None, # of the model, unless images are tensors
-    seed:int=0, # of the order of training
-    batch_size:int=64, # images in a step, and in a forward pass
-    lr:float=1e-3, # of both
-    half:bool=False, # matrices of the towers in float16, as the script has them on a GPU
-    num_workers:int=0, # processes that open images
-)->ReleasedRun:
+    model,  # open_clip model of OpenAI's kind; left as it was
+    images,  # what ImageDataset takes
+    tokenizer,
+    class_names,
+    templates,  # as in class_texts
+    epochs: int,  # passes over the images
+    recipe: str = 'official',  # `"paper"`: mean loss for V, and T looks with all templates
+    preprocess=None,  # of the model, unless images are tensors
+    seed: int = 0,  # of the order of training
+    batch_size: int = 64,  # images in a step, and in a forward pass
+    lr: float = 1e-3,  # of both
+    half: bool = False,  # matrices of the towers in float16, as the script has them on a GPU
+    num_workers: int = 0,  # processes that open images
+) -> ReleasedRun:
     "The released loop, at its cost"
     start, data, device = time.perf_counter(), ImageDataset(images, preprocess), next(model.parameters()).device
     t, v, optimizers = _students(model, lr, half)
     generator, logits, losses = torch.Generator().manual_seed(seed), [], []
-    def opened(rows): return (o.to(device, torch.float16 if half else None) for o in DataLoader(data, batch_sampler=[b.tolist() for b in rows], num_workers=num_workers, generator=torch.Generator()))
-    def short(): return short_texts(t, tokenizer, class_names, templates[0])
-    def seen(o, x): return F.normalize(o.encode_image(x), dim=-1)
-    with torch.no_grad(): weight_v = weight_t = first = class_texts(v, tokenizer, class_names, templates)
+
+    def opened(rows):
+        return (
+            o.to(device, torch.float16 if half else None)
+            for o in DataLoader(
+                data, batch_sampler=[b.tolist() for b in rows], num_workers=num_workers, generator=torch.Generator()
+            )
+        )
+
+    def short():
+        return short_texts(t, tokenizer, class_names, templates[0])
+
+    def seen(o, x):
+        return F.normalize(o.encode_image(x), dim=-1)
+
+    with torch.no_grad():
+        weight_v = weight_t = first = class_texts(v, tokenizer, class_names, templates)
     for epoch in range(epochs + 1):
-        if epoch == epochs: end = time.perf_counter()
+        if epoch == epochs:
+            end = time.perf_counter()
         with torch.no_grad():
             features, found = ([], []), []
             for x in opened(torch.arange(len(data)).split(batch_size)):
-                for o, rows in zip((t, v), features): rows.append(seen(o, x))
-                found.append(50 * (features[0][-1] @ (short() if recipe == 'official' else weight_t).T + features[1][-1] @ weight_v.T))
+                for o, rows in zip((t, v), features):
+                    rows.append(seen(o, x))
+                found.append(
+                    50
+                    * (
+                        features[0][-1] @ (short() if recipe == 'official' else weight_t).T
+                        + features[1][-1] @ weight_v.T
+                    )
+                )
             logits.append(torch.cat(found))
-            if epoch == epochs: return ReleasedRun(logits, losses, end - start)
-            of_t, of_v = (dense_propagation(texts, torch.cat(rows), dense_projection(texts)) for texts, rows in zip((weight_t, first), features))
+            if epoch == epochs:
+                return ReleasedRun(logits, losses, end - start)
+            of_t, of_v = (
+                dense_propagation(texts, torch.cat(rows), dense_projection(texts))
+                for texts, rows in zip((weight_t, first), features)
+            )
             weight_v, labels = of_v.centroids.to(first), [o.labels.to(device) for o in (of_t, of_v)]
         steps, batches = [], torch.randperm(len(data), generator=generator).split(batch_size)
         for b, x in zip(batches, opened(batches)):
-            step = _train_step(optimizers, (100 * seen(t, x) @ short().T, 100 * seen(v, x) @ weight_v.T), [o[b.to(device)] for o in labels], recipe)
-            if step: steps.append(step)
+            step = _train_step(
+                optimizers,
+                (100 * seen(t, x) @ short().T, 100 * seen(v, x) @ weight_v.T),
+                [o[b.to(device)] for o in labels],
+                recipe,
+            )
+            if step:
+                steps.append(step)
         losses.append(np.mean(steps, axis=0))
-        with torch.no_grad(): weight_t = class_texts(t, tokenizer, class_names, templates)
+        with torch.no_grad():
+            weight_t = class_texts(t, tokenizer, class_names, templates)

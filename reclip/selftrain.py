@@ -21,7 +21,18 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, usual_batch
+from reclip.clip import (
+    ImageDataset,
+    cut_tokens,
+    encode_images,
+    encode_text,
+    encode_tokens,
+    fit_memory,
+    image_loader,
+    mixed,
+    placer,
+    usual_batch,
+)
 from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
@@ -30,95 +41,127 @@ from .zeroshot import check_templates, class_mean, class_prompts
 # %% ../nbs/06_selftrain.ipynb #selftrain-norms
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
+
 def _is_norm(module):
     "torch's layers, and those of other libraries that only have the name (T5's, for example)"
-    return isinstance(module, NORMS) or type(module).__name__.endswith(('LayerNorm', 'RMSNorm', 'RmsNorm')) and all(p.ndim == 1 for p in module.parameters())
+    return (
+        isinstance(module, NORMS)
+        or type(module).__name__.endswith(('LayerNorm', 'RMSNorm', 'RmsNorm'))
+        and all(p.ndim == 1 for p in module.parameters())
+    )
+
 
 def norm_parameters(
-    model, # open_clip model
-    tower:str, # `"text"` or `"image"`
-)->dict[str, nn.Parameter]: # by their names in the model
+    model,  # open_clip model
+    tower: str,  # `"text"` or `"image"`
+) -> dict[str, nn.Parameter]:  # by their names in the model
     "Scale and shift of every normalisation layer of one tower; `ValueError` if there is none"
-    if tower not in ('text', 'image'): raise ValueError(f"tower: expected 'text' or 'image', got {tower!r}")
-    found = {f'{prefix}.{name}': p for prefix, module in model.named_modules() if _is_norm(module) and prefix.startswith('visual.') == (tower == 'image')
-             for name, p in module.named_parameters(recurse=False)}
-    if not found: raise ValueError(f"the {tower} tower of {type(model).__name__} has no LayerNorm, GroupNorm or BatchNorm parameters to train")
+    if tower not in ('text', 'image'):
+        raise ValueError(f"tower: expected 'text' or 'image', got {tower!r}")
+    found = {
+        f'{prefix}.{name}': p
+        for prefix, module in model.named_modules()
+        if _is_norm(module) and prefix.startswith('visual.') == (tower == 'image')
+        for name, p in module.named_parameters(recurse=False)
+    }
+    if not found:
+        raise ValueError(
+            f"the {tower} tower of {type(model).__name__} has no LayerNorm, GroupNorm or BatchNorm parameters to train"
+        )
     return found
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-norms-norm-state
 def norm_state(
-    model, # open_clip model
-    tower:str, # `"text"` or `"image"`
-)->dict[str, torch.Tensor]: # copies, by name
+    model,  # open_clip model
+    tower: str,  # `"text"` or `"image"`
+) -> dict[str, torch.Tensor]:  # copies, by name
     "What a student is: the values of its tower's normalisation parameters"
     return {name: p.detach().clone() for name, p in norm_parameters(model, tower).items()}
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-norms-set-norm-state
 @torch.no_grad()
 def set_norm_state(
-    model, # open_clip model
-    state:dict[str, torch.Tensor], # from norm_state of the same architecture
+    model,  # open_clip model
+    state: dict[str, torch.Tensor],  # from norm_state of the same architecture
 ):
     "Put a student's values into the model; `ValueError` if they belong to another architecture"
     own = dict(model.named_parameters())
     wrong = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
-    if wrong: raise ValueError(f"state: {len(wrong)} of {len(state)} parameters do not fit this model, such as {wrong[0]}; it belongs to another architecture")
-    for name, value in state.items(): own[name].copy_(value)
+    if wrong:
+        raise ValueError(
+            f"state: {len(wrong)} of {len(state)} parameters do not fit this model, such as {wrong[0]}; it belongs to another architecture"
+        )
+    for name, value in state.items():
+        own[name].copy_(value)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-borrowed
 @contextmanager
 def borrowed(
-    model, # open_clip model
-    *states:dict[str, torch.Tensor], # students to put in
+    model,  # open_clip model
+    *states: dict[str, torch.Tensor],  # students to put in
 ):
     "Within a `with` block: the model frozen, in evaluation mode, with `states` put in. Afterwards: as it was, to the last bit"
-    was = {name: (p.detach().clone(), p.grad) for t in ('text', 'image') for name, p in norm_parameters(model, t).items()}
+    was = {
+        name: (p.detach().clone(), p.grad) for t in ('text', 'image') for name, p in norm_parameters(model, t).items()
+    }
     flags, modes = [(p, p.requires_grad) for p in model.parameters()], [(m, m.training) for m in model.modules()]
     try:
         model.eval().requires_grad_(False)
-        for state in states: set_norm_state(model, state)
+        for state in states:
+            set_norm_state(model, state)
         yield model
     finally:
         set_norm_state(model, {name: value for name, (value, _) in was.items()})
         own = dict(model.named_parameters())
-        for name, (_, grad) in was.items(): own[name].grad = grad
-        for p, flag in flags: p.requires_grad_(flag)
-        for m, mode in modes: m.training = mode
+        for name, (_, grad) in was.items():
+            own[name].grad = grad
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for m, mode in modes:
+            m.training = mode
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-tuned
 @contextmanager
 def tuned(
-    model, # open_clip model
-    grad_checkpointing:bool=False, # of the image tower; `ValueError` if it has none
-    compile:bool=False, # the image tower
+    model,  # open_clip model
+    grad_checkpointing: bool = False,  # of the image tower; `ValueError` if it has none
+    compile: bool = False,  # the image tower
 ):
     "Within a `with` block: the image tower with these switches on. Afterwards: as it was"
     flags = [(m, m.grad_checkpointing) for m in model.visual.modules() if hasattr(m, 'grad_checkpointing')]
-    if grad_checkpointing and not flags: raise ValueError(f"grad_checkpointing: the image tower {type(model.visual).__name__} has none; leave it off, and give a smaller encode_batch_size")
-    if compile and model.visual._compiled_call_impl is not None: raise ValueError('compile: the image tower is compiled already; leave it off')
+    if grad_checkpointing and not flags:
+        raise ValueError(
+            f"grad_checkpointing: the image tower {type(model.visual).__name__} has none; leave it off, and give a smaller encode_batch_size"
+        )
+    if compile and model.visual._compiled_call_impl is not None:
+        raise ValueError('compile: the image tower is compiled already; leave it off')
     try:
-        if grad_checkpointing: model.visual.set_grad_checkpointing(True)
-        if compile: model.visual.compile()
+        if grad_checkpointing:
+            model.visual.set_grad_checkpointing(True)
+        if compile:
+            model.visual.compile()
         yield model
     finally:
-        for m, flag in flags: m.grad_checkpointing = flag
-        if compile: model.visual.__dict__.pop('_compiled_call_impl', None)          # what compile() has set
+        for m, flag in flags:
+            m.grad_checkpointing = flag
+        if compile:
+            model.visual.__dict__.pop('_compiled_call_impl', None)  # what compile() has set
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-agreement
 def agreement(
-    labels_t:torch.Tensor, # (N,) pseudo-labels of T, -1 = none
-    labels_v:torch.Tensor, # (N,) pseudo-labels of V
-)->torch.Tensor: # mask (N,) bool
+    labels_t: torch.Tensor,  # (N,) pseudo-labels of T, -1 = none
+    labels_v: torch.Tensor,  # (N,) pseudo-labels of V
+) -> torch.Tensor:  # mask (N,) bool
     "Images that both students label, and label alike"
     return (labels_t == labels_v) & (labels_t >= 0)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-agreement-class-centroids
 def class_centroids(
-    image_features:torch.Tensor, # (N, D) unit rows, not projected
-    pseudo_labels:torch.Tensor, # (N,) int64, -1 = none
-    text_features:torch.Tensor, # (M, D) unit rows: one more member of each class that has images
-    previous:torch.Tensor, # (M, D) centroids to keep where a class has none
-)->torch.Tensor: # centroids (M, D), unit rows
+    image_features: torch.Tensor,  # (N, D) unit rows, not projected
+    pseudo_labels: torch.Tensor,  # (N,) int64, -1 = none
+    text_features: torch.Tensor,  # (M, D) unit rows: one more member of each class that has images
+    previous: torch.Tensor,  # (M, D) centroids to keep where a class has none
+) -> torch.Tensor:  # centroids (M, D), unit rows
     "V's classifier: normalised mean of each class's images and its text (paper, section 3.3)"
     has, M = pseudo_labels >= 0, len(text_features)
     rows = torch.cat([text_features, image_features[has]])
@@ -127,16 +170,23 @@ def class_centroids(
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-texts
 def texts_with_gradients(
-    model, # lent by borrowed; the norm parameters of the text tower require gradients
-    tokens:torch.Tensor, # (P, l) int64, from cut_tokens
-    owner:torch.Tensor, # (P,) int64, the class of each prompt
-    n_classes:int, # M
-    chunk:int=256, # prompts whose activations are in memory at once
-)->torch.Tensor: # text_features (M, D), unit rows
+    model,  # lent by borrowed; the norm parameters of the text tower require gradients
+    tokens: torch.Tensor,  # (P, l) int64, from cut_tokens
+    owner: torch.Tensor,  # (P,) int64, the class of each prompt
+    n_classes: int,  # M
+    chunk: int = 256,  # prompts whose activations are in memory at once
+) -> torch.Tensor:  # text_features (M, D), unit rows
     "Text features of all classes, in bounded memory"
     parts = tokens.split(chunk)
-    if len(parts) == 1: return class_mean(encode_tokens(model, tokens), owner, n_classes)
-    return class_mean(torch.cat([checkpoint(encode_tokens, model, part, use_reentrant=False, preserve_rng_state=False) for part in parts]), owner, n_classes)
+    if len(parts) == 1:
+        return class_mean(encode_tokens(model, tokens), owner, n_classes)
+    return class_mean(
+        torch.cat(
+            [checkpoint(encode_tokens, model, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        ),
+        owner,
+        n_classes,
+    )
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-parts
 def _own_classes(tokens, owner, n_classes):
@@ -145,28 +195,38 @@ def _own_classes(tokens, owner, n_classes):
     keep = (owner >= mine.start) & (owner < mine.stop)
     return tokens[keep], owner[keep] - mine.start, mine.stop - mine.start
 
+
 def _add_gradients(params):
     "Sum over the processes, some of which had nothing to do in this step"
-    if world() == 1: return
-    for p in params: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    if world() == 1:
+        return
+    for p in params:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     add_up([p.grad for p in params])
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-gradients
-def _gain(precision): return 1024. if precision == 'float16' else 1.            # lifts small gradients over float16's smallest number
+def _gain(precision):
+    return 1024.0 if precision == 'float16' else 1.0  # lifts small gradients over float16's smallest number
+
 
 def _text_gradients(model, own_prompts, others, centroids, frozen, labels, logit_scale, chunk, precision):
     "T's loss on a batch, and what it asks of the text norms; class texts of other processes are constants"
-    with mixed(frozen.device, precision): own = texts_with_gradients(model, *own_prompts, chunk) if own_prompts[2] else centroids[:0]
-    if not others: others.append(gather_rows(own.detach(), len(centroids)))           # once a step, however often memory runs out
+    with mixed(frozen.device, precision):
+        own = texts_with_gradients(model, *own_prompts, chunk) if own_prompts[2] else centroids[:0]
+    if not others:
+        others.append(gather_rows(own.detach(), len(centroids)))  # once a step, however often memory runs out
     loss = F.cross_entropy(logit_scale * frozen @ with_own(others[0], own).T, labels)
-    if own_prompts[2]: (_gain(precision) * loss).backward()
+    if own_prompts[2]:
+        (_gain(precision) * loss).backward()
     return loss.detach()
+
 
 def _image_gradients(model, place, images, centroids, labels, logit_scale, weight, size, precision):
     "V's loss on this process's part of a batch, `size` images at a time, and what it asks of the image norms; each image counts `weight`"
-    total = 0.
+    total = 0.0
     for part, label in zip(images.split(size), labels.split(size)):
-        with mixed(centroids.device, precision): seen = F.normalize(model.encode_image(place(part)).float(), dim=-1)
+        with mixed(centroids.device, precision):
+            seen = F.normalize(model.encode_image(place(part)).float(), dim=-1)
         loss = F.cross_entropy(logit_scale * seen @ centroids.T, label, reduction='sum') * weight
         (_gain(precision) * loss).backward()
         total = total + loss.detach()
@@ -174,239 +234,358 @@ def _image_gradients(model, place, images, centroids, labels, logit_scale, weigh
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-train-epoch
 def train_epoch(
-    model, # lent by borrowed; the norm parameters of both towers require gradients
-    data:ImageDataset, # N images
-    frozen_features:torch.Tensor, # (N, D) unit rows of the original image tower, for T
-    prompts:tuple[torch.Tensor, torch.Tensor], # tokens (P, l) of the first template from cut_tokens, and (P,) the class of each
-    centroids:torch.Tensor, # (M, D) unit rows, for V
-    labels:torch.Tensor, # (N,) pseudo-labels
-    mask:torch.Tensor, # (N,) bool, images to learn from
-    optimizer:torch.optim.Optimizer, # over both students' parameters
-    generator:torch.Generator, # decides the order
-    batch_size:int=64, # images drawn in one step
-    logit_scale:float=100., # s
-    recipe:str='paper', # `"official"` divides V's loss by the batch size once more
-    num_workers:int=0, # processes that open images
-    bar=None, # tqdm bar to advance
-    precision:str='float32', # of the towers, see mixed
-    forward_size:int|None=None, # images in one forward pass, and eight times as many prompts; default: the whole step, at most 64 images on a CPU; halved when memory runs out, and the gradients add up to the same
-)->dict: # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
+    model,  # lent by borrowed; the norm parameters of both towers require gradients
+    data: ImageDataset,  # N images
+    frozen_features: torch.Tensor,  # (N, D) unit rows of the original image tower, for T
+    prompts: tuple[
+        torch.Tensor, torch.Tensor
+    ],  # tokens (P, l) of the first template from cut_tokens, and (P,) the class of each
+    centroids: torch.Tensor,  # (M, D) unit rows, for V
+    labels: torch.Tensor,  # (N,) pseudo-labels
+    mask: torch.Tensor,  # (N,) bool, images to learn from
+    optimizer: torch.optim.Optimizer,  # over both students' parameters
+    generator: torch.Generator,  # decides the order
+    batch_size: int = 64,  # images drawn in one step
+    logit_scale: float = 100.0,  # s
+    recipe: str = 'paper',  # `"official"` divides V's loss by the batch size once more
+    num_workers: int = 0,  # processes that open images
+    bar=None,  # tqdm bar to advance
+    precision: str = 'float32',  # of the towers, see mixed
+    forward_size: int
+    | None = None,  # images in one forward pass, and eight times as many prompts; default: the whole step, at most 64 images on a CPU; halved when memory runs out, and the gradients add up to the same
+) -> dict:  # `steps`, and the mean `loss_t` and `loss_v` over them (None without a step)
     "One pass over the agreeing images, both students learning side by side (paper, section 3.3); several processes take a share of each batch and of the classes"
-    labels, mask, centroids = (from_first(o) for o in (labels, mask, centroids))      # all learn from the same, to the last bit
-    device, own_prompts, params, keep = frozen_features.device, _own_classes(*prompts, len(centroids)), [p for g in optimizer.param_groups for p in g['params']], mask.cpu()
+    labels, mask, centroids = (
+        from_first(o) for o in (labels, mask, centroids)
+    )  # all learn from the same, to the last bit
+    device, own_prompts, params, keep = (
+        frozen_features.device,
+        _own_classes(*prompts, len(centroids)),
+        [p for g in optimizer.param_groups for p in g['params']],
+        mask.cpu(),
+    )
     drawn = torch.randperm(len(data), generator=generator).split(batch_size)
     batches = [(b[keep[b]], len(b)) for b in drawn if keep[b].any()]
-    loader, place = image_loader(data, device, num_workers, batch_sampler=[o.tolist() for b, _ in batches if len(o := b[share(len(b))])]), placer(model, device)
-    rows = torch.cat([b for b, _ in batches]).to(device).split([len(b) for b, _ in batches]) if batches else []       # one copy an epoch: a step makes the host wait for nothing
-    sums, size, loaded, reached = torch.zeros(2, device=device), forward_size or min(batch_size, 2 * usual_batch(device)), iter(loader), None
+    loader, place = (
+        image_loader(
+            data, device, num_workers, batch_sampler=[o.tolist() for b, _ in batches if len(o := b[share(len(b))])]
+        ),
+        placer(model, device),
+    )
+    rows = (
+        torch.cat([b for b, _ in batches]).to(device).split([len(b) for b, _ in batches]) if batches else []
+    )  # one copy an epoch: a step makes the host wait for nothing
+    sums, size, loaded, reached = (
+        torch.zeros(2, device=device),
+        forward_size or min(batch_size, 2 * usual_batch(device)),
+        iter(loader),
+        None,
+    )
     for b, (_, n_drawn) in zip(rows, batches):
         mine, others = b[share(len(b))], []
-        images, weight = next(loaded) if len(mine) else torch.empty(0), 1 / len(b) / (n_drawn if recipe == 'official' else 1)
+        images, weight = (
+            next(loaded) if len(mine) else torch.empty(0),
+            1 / len(b) / (n_drawn if recipe == 'official' else 1),
+        )
+
         def gradients(size):
             optimizer.zero_grad()
-            loss_t = _text_gradients(model, own_prompts, others, centroids, frozen_features[b], labels[b], logit_scale, 8 * size if size > 1 else 1, precision)
-            loss_v = _image_gradients(model, place, images, centroids, labels[mine], logit_scale, weight, size, precision) if len(mine) else torch.zeros_like(loss_t)
+            loss_t = _text_gradients(
+                model,
+                own_prompts,
+                others,
+                centroids,
+                frozen_features[b],
+                labels[b],
+                logit_scale,
+                8 * size if size > 1 else 1,
+                precision,
+            )
+            loss_v = (
+                _image_gradients(model, place, images, centroids, labels[mine], logit_scale, weight, size, precision)
+                if len(mine)
+                else torch.zeros_like(loss_t)
+            )
             return torch.stack([loss_t, loss_v])
+
         losses, size = fit_memory(gradients, size)
-        if reached is None: reached = on_first(lambda: [p.grad is not None for p in params])     # the first has a part of everything
+        if reached is None:
+            reached = on_first(lambda: [p.grad is not None for p in params])  # the first has a part of everything
         _add_gradients([p for p, has in zip(params, reached) if has])
-        for p in params if _gain(precision) != 1 else (): p.grad = None if p.grad is None else p.grad.div_(_gain(precision))
+        for p in params if _gain(precision) != 1 else ():
+            p.grad = None if p.grad is None else p.grad.div_(_gain(precision))
         optimizer.step()
         sums += losses
-        if bar is not None: bar.update()
-    sums[0] /= world()                                        # each knows all of T's loss, and its part of V's
+        if bar is not None:
+            bar.update()
+    sums[0] /= world()  # each knows all of T's loss, and its part of V's
     add_up([sums])
     loss_t, loss_v = (sums / max(len(batches), 1)).tolist() if batches else (None, None)
-    if batches and not torch.isfinite(sums).all(): raise alike(FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image"))
+    if batches and not torch.isfinite(sums).all():
+        raise alike(FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image"))
     return dict(steps=len(batches), loss_t=loss_t, loss_v=loss_v)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-kept
 class KeptImages(Dataset):
     "Preprocessed images, of which the first ones stay in memory once they have been opened"
-    def __init__(self,
-        data:ImageDataset, # N images
-        gigabytes:float, # most memory to use; 0 or more
-        num_workers:int=0, # processes that will open images
+
+    def __init__(
+        self,
+        data: ImageDataset,  # N images
+        gigabytes: float,  # most memory to use; 0 or more
+        num_workers: int = 0,  # processes that will open images
     ):
         self.data, first = data, data[0]
         size, alone = 4 * first.numel(), num_workers == 0 or multiprocessing.get_start_method() == 'fork'
         self.room = min(len(data), int(gigabytes * 1e9 / size)) if alone else 0
-        if not self.room: return
+        if not self.room:
+            return
         self.kept = torch.frombuffer(mmap.mmap(-1, self.room * size), dtype=torch.float32).view(self.room, *first.shape)
-        self.there = torch.frombuffer(mmap.mmap(-1, self.room), dtype=torch.uint8)            # zeros at first
+        self.there = torch.frombuffer(mmap.mmap(-1, self.room), dtype=torch.uint8)  # zeros at first
 
-    def __len__(self): return len(self.data)
+    def __len__(self):
+        return len(self.data)
 
-    def __getitem__(self, i:int)->torch.Tensor:
-        if i >= self.room: return self.data[i]
-        if not self.there[i]: self.kept[i], self.there[i] = self.data[i], 1
+    def __getitem__(self, i: int) -> torch.Tensor:
+        if i >= self.room:
+            return self.data[i]
+        if not self.there[i]:
+            self.kept[i], self.there[i] = self.data[i], 1
         return self.kept[i].clone()
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted
 RECIPES = ('paper', 'official')
 
+
 class TrainingState(NamedTuple):
     "All that the next epoch depends on, beside images and settings"
-    tensors:dict               # norm parameters, momentum, generator, centroids, labels, by name
-    history:list               # rows so far; the last one has no losses yet
-    trained:dict               # losses of the epoch that has just ended
+
+    tensors: dict  # norm parameters, momentum, generator, centroids, labels, by name
+    history: list  # rows so far; the last one has no losses yet
+    trained: dict  # losses of the epoch that has just ended
+
 
 class Adapted(NamedTuple):
     "What `adapt` learned"
-    text_state:dict            # T: norm parameters of the text tower, by name
-    image_state:dict           # V: norm parameters of the image tower, by name
-    text_features:torch.Tensor # (M, D) unit rows, T's classifier
-    centroids:torch.Tensor     # (M, D) unit rows, V's classifier
-    frozen_features:torch.Tensor      # (N, D) unit rows of the pretrained image tower, what T sees
-    image_features:torch.Tensor       # (N, D) unit rows of V
-    logit_scale:float          # s
-    zero_shot_labels:torch.Tensor     # (N,) before anything
-    first_pseudo_labels:torch.Tensor  # (N,) of stage 2, -1 = none
-    pseudo_labels:torch.Tensor        # (N,) where T and V agree at the end, -1 elsewhere
-    history:list               # one dict per look: before training, then after each epoch
+
+    text_state: dict  # T: norm parameters of the text tower, by name
+    image_state: dict  # V: norm parameters of the image tower, by name
+    text_features: torch.Tensor  # (M, D) unit rows, T's classifier
+    centroids: torch.Tensor  # (M, D) unit rows, V's classifier
+    frozen_features: torch.Tensor  # (N, D) unit rows of the pretrained image tower, what T sees
+    image_features: torch.Tensor  # (N, D) unit rows of V
+    logit_scale: float  # s
+    zero_shot_labels: torch.Tensor  # (N,) before anything
+    first_pseudo_labels: torch.Tensor  # (N,) of stage 2, -1 = none
+    pseudo_labels: torch.Tensor  # (N,) where T and V agree at the end, -1 elsewhere
+    history: list  # one dict per look: before training, then after each epoch
 
     @property
-    def logits(self): # (2, N, M) of T and of V, made when asked for
-        return student_logits(self.frozen_features, self.text_features, self.image_features, self.centroids, self.logit_scale)
+    def logits(self):  # (2, N, M) of T and of V, made when asked for
+        return student_logits(
+            self.frozen_features, self.text_features, self.image_features, self.centroids, self.logit_scale
+        )
+
 
 def student_logits(
-    frozen_features:torch.Tensor, # (N, D) unit rows, what T sees
-    text_features:torch.Tensor, # (M, D) unit rows, T's classifier
-    image_features:torch.Tensor, # (N, D) unit rows of V
-    centroids:torch.Tensor, # (M, D) unit rows, V's classifier
-    logit_scale:float=100., # s
-)->torch.Tensor: # (2, N, M)
+    frozen_features: torch.Tensor,  # (N, D) unit rows, what T sees
+    text_features: torch.Tensor,  # (M, D) unit rows, T's classifier
+    image_features: torch.Tensor,  # (N, D) unit rows of V
+    centroids: torch.Tensor,  # (M, D) unit rows, V's classifier
+    logit_scale: float = 100.0,  # s
+) -> torch.Tensor:  # (2, N, M)
     "Logits of T and of V"
     return logit_scale * torch.stack([frozen_features @ text_features.T, image_features @ centroids.T])
 
+
 def student_labels(
-    frozen_features:torch.Tensor, # (N, D), see student_logits
-    text_features:torch.Tensor, # (M, D)
-    image_features:torch.Tensor, # (N, D)
-    centroids:torch.Tensor, # (M, D)
-    rows:int=16_384, # images at once: the logits of all images never exist together
-)->torch.Tensor: # (3, N) int64: labels of both together, of T, and of V
+    frozen_features: torch.Tensor,  # (N, D), see student_logits
+    text_features: torch.Tensor,  # (M, D)
+    image_features: torch.Tensor,  # (N, D)
+    centroids: torch.Tensor,  # (M, D)
+    rows: int = 16_384,  # images at once: the logits of all images never exist together
+) -> torch.Tensor:  # (3, N) int64: labels of both together, of T, and of V
     "Largest logits"
-    found = [torch.stack([l.mean(0).argmax(1), *l.argmax(2)]) for l in (student_logits(x, text_features, v, centroids) for x, v in zip(frozen_features.split(rows), image_features.split(rows)))]
+    found = [
+        torch.stack([l.mean(0).argmax(1), *l.argmax(2)])
+        for l in (
+            student_logits(x, text_features, v, centroids)
+            for x, v in zip(frozen_features.split(rows), image_features.split(rows))
+        )
+    ]
     return torch.cat(found, dim=1)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted-default-epochs
 def default_epochs(
-    n_images:int, # N
-)->int: # number of epochs
+    n_images: int,  # N
+) -> int:  # number of epochs
     "The released code's rule: `min(100, N / 5000 + 2)`"
     return min(100, n_images // 5000 + 2)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapted-history-row
 def history_row(
-    epoch:int, # 0 before training
-    t, # Summary of T's propagation
-    v, # Summary of V's propagation
-    labels:torch.Tensor, # (3, N) predicted labels: of both together, of T, of V
-    before:torch.Tensor, # (N,) predicted labels of the row before
-    scorer:Callable|None=None, # predicted labels (N,) -> number
-)->dict:
+    epoch: int,  # 0 before training
+    t,  # Summary of T's propagation
+    v,  # Summary of V's propagation
+    labels: torch.Tensor,  # (3, N) predicted labels: of both together, of T, of V
+    before: torch.Tensor,  # (N,) predicted labels of the row before
+    scorer: Callable | None = None,  # predicted labels (N,) -> number
+) -> dict:
     "What one look shows: signals that need no labels, and scores if somebody outside can give them"
-    row = dict(epoch=epoch, agreement=agreement(t.pseudo_labels, v.pseudo_labels).float().mean().item(), confidence_t=t.confidence.mean().item(),
-               confidence_v=v.confidence.mean().item(), changed=(labels[0] != before).float().mean().item())
+    row = dict(
+        epoch=epoch,
+        agreement=agreement(t.pseudo_labels, v.pseudo_labels).float().mean().item(),
+        confidence_t=t.confidence.mean().item(),
+        confidence_v=v.confidence.mean().item(),
+        changed=(labels[0] != before).float().mean().item(),
+    )
     if scorer is not None:
-        what = dict(zip(('accuracy', 'accuracy_t', 'accuracy_v'), labels)) | dict(accuracy_pseudo_t=t.pseudo_labels, accuracy_pseudo_v=v.pseudo_labels)
+        what = dict(zip(('accuracy', 'accuracy_t', 'accuracy_v'), labels)) | dict(
+            accuracy_pseudo_t=t.pseudo_labels, accuracy_pseudo_v=v.pseudo_labels
+        )
         row |= {name: float(scorer(o.cpu().clone())) for name, o in what.items()}
     return row
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-state
 def training_state(
-    model, # lent by borrowed
-    optimizer:torch.optim.Optimizer, # over the norm parameters
-    generator:torch.Generator, # of the order
-    found:dict[str, torch.Tensor], # centroids and labels
-    history:list, # rows so far
-    trained:dict, # losses of the last epoch
-)->TrainingState: # copies on the CPU
+    model,  # lent by borrowed
+    optimizer: torch.optim.Optimizer,  # over the norm parameters
+    generator: torch.Generator,  # of the order
+    found: dict[str, torch.Tensor],  # centroids and labels
+    history: list,  # rows so far
+    trained: dict,  # losses of the last epoch
+) -> TrainingState:  # copies on the CPU
     "A snapshot after an epoch"
     own = {f'{tower}/{name}': p for tower in ('text', 'image') for name, p in norm_parameters(model, tower).items()}
-    momentum = {f'momentum/{name}': optimizer.state[p]['momentum_buffer'] for name, p in own.items() if p in optimizer.state}
+    momentum = {
+        f'momentum/{name}': optimizer.state[p]['momentum_buffer'] for name, p in own.items() if p in optimizer.state
+    }
     tensors = own | momentum | {f'found/{k}': v for k, v in found.items()} | dict(generator=generator.get_state())
-    return TrainingState({k: v.detach().cpu().clone() for k, v in tensors.items()}, [dict(r) for r in history], dict(trained))
+    return TrainingState(
+        {k: v.detach().cpu().clone() for k, v in tensors.items()}, [dict(r) for r in history], dict(trained)
+    )
+
 
 def put_training_state(
-    state:TrainingState, # from training_state
-    model, # lent by borrowed
-    optimizer:torch.optim.Optimizer, # over its norm parameters
-    generator:torch.Generator, # of the order
-)->dict[str, torch.Tensor]: # centroids and labels, on the model's device
+    state: TrainingState,  # from training_state
+    model,  # lent by borrowed
+    optimizer: torch.optim.Optimizer,  # over its norm parameters
+    generator: torch.Generator,  # of the order
+) -> dict[str, torch.Tensor]:  # centroids and labels, on the model's device
     "Put a snapshot back; `ValueError` if it belongs to another architecture"
-    own = {f'{tower}/{name}': (name, p) for tower in ('text', 'image') for name, p in norm_parameters(model, tower).items()}
+    own = {
+        f'{tower}/{name}': (name, p) for tower in ('text', 'image') for name, p in norm_parameters(model, tower).items()
+    }
     set_norm_state(model, {name: state.tensors[k] for k, (name, _) in own.items() if k in state.tensors})
     for k, (_, p) in own.items():
-        if f'momentum/{k}' in state.tensors: optimizer.state[p]['momentum_buffer'] = state.tensors[f'momentum/{k}'].to(p)
+        if f'momentum/{k}' in state.tensors:
+            optimizer.state[p]['momentum_buffer'] = state.tensors[f'momentum/{k}'].to(p)
     generator.set_state(state.tensors['generator'])
     device = next(model.parameters()).device
     return {k.removeprefix('found/'): v.to(device) for k, v in state.tensors.items() if k.startswith('found/')}
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapt
 def adapt(
-    model, # open_clip model; left as it was
-    images, # what ImageDataset takes: N images, labels are dropped
-    preprocess, # the model's own; None for preprocessed tensors
-    tokenizer, # the model's own
-    class_names:Sequence, # (M,) names; each a string or a list of aliases
-    templates:Sequence[str]=('a photo of a {}.',), # (T,) sentences with `{}`; T trains with the first
-    projection:str='P2', # `"none"`, `"P1"` or `"P2"`
-    max_dim:int|None=None, # see projection_basis
-    n_neighbors:int=20, # k of the graph
-    alpha:float=.99, # of label propagation
-    max_iter:int|None=None, # of conjugate gradients; default: 100, or 20 with `recipe="official"`
-    tol:float=1e-6, # residual that ends them
-    epochs:int|None=None, # default: default_epochs
-    batch_size:int=64, # images drawn in one step
-    lr_text:float=1e-3, # of T
-    lr_image:float=1e-3, # of V
-    momentum:float=.9, # of SGD
-    weight_decay:float=1e-4, # of SGD
-    logit_scale:float=100., # s
-    recipe:str='paper', # `"official"`: the released code's V loss and 20 iterations, and T predicts with its first template
-    seed:int=0, # of the order of training
-    encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
-    num_workers:int=0, # processes that open images
-    keep_images:float=2., # GB of preprocessed images that may stay in memory between the epochs
-    precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-    search:str='auto', # see neighbor_graph
-    grad_checkpointing:bool=False, # keep less and compute again: less memory, about a third slower
-    compile:bool=False, # let torch.compile make one program of the image tower; pays on long runs
-    descriptions:Sequence|None=None, # (M,) lists of further sentences, see class_prompts
-    frozen_features:torch.Tensor|None=None, # (N, D) unit rows of these images by this model, if they are known already
-    text_features:torch.Tensor|None=None, # (M, D) unit rows of these classes by this model, if they are known already
-    state:TrainingState|None=None, # go on from here instead of from the start
-    keep:Callable|None=None, # receives a TrainingState after each epoch
-    scorer:Callable|None=None, # predicted labels (N,) -> number; its results go into the history and nowhere else
-    progress:bool=False, # show bars
-)->Adapted:
+    model,  # open_clip model; left as it was
+    images,  # what ImageDataset takes: N images, labels are dropped
+    preprocess,  # the model's own; None for preprocessed tensors
+    tokenizer,  # the model's own
+    class_names: Sequence,  # (M,) names; each a string or a list of aliases
+    templates: Sequence[str] = ('a photo of a {}.',),  # (T,) sentences with `{}`; T trains with the first
+    projection: str = 'P2',  # `"none"`, `"P1"` or `"P2"`
+    max_dim: int | None = None,  # see projection_basis
+    n_neighbors: int = 20,  # k of the graph
+    alpha: float = 0.99,  # of label propagation
+    max_iter: int | None = None,  # of conjugate gradients; default: 100, or 20 with `recipe="official"`
+    tol: float = 1e-6,  # residual that ends them
+    epochs: int | None = None,  # default: default_epochs
+    batch_size: int = 64,  # images drawn in one step
+    lr_text: float = 1e-3,  # of T
+    lr_image: float = 1e-3,  # of V
+    momentum: float = 0.9,  # of SGD
+    weight_decay: float = 1e-4,  # of SGD
+    logit_scale: float = 100.0,  # s
+    recipe: str = 'paper',  # `"official"`: the released code's V loss and 20 iterations, and T predicts with its first template
+    seed: int = 0,  # of the order of training
+    encode_batch_size: int
+    | None = None,  # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
+    num_workers: int = 0,  # processes that open images
+    keep_images: float = 2.0,  # GB of preprocessed images that may stay in memory between the epochs
+    precision: str = 'float32',  # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
+    search: str = 'auto',  # see neighbor_graph
+    grad_checkpointing: bool = False,  # keep less and compute again: less memory, about a third slower
+    compile: bool = False,  # let torch.compile make one program of the image tower; pays on long runs
+    descriptions: Sequence | None = None,  # (M,) lists of further sentences, see class_prompts
+    frozen_features: torch.Tensor
+    | None = None,  # (N, D) unit rows of these images by this model, if they are known already
+    text_features: torch.Tensor
+    | None = None,  # (M, D) unit rows of these classes by this model, if they are known already
+    state: TrainingState | None = None,  # go on from here instead of from the start
+    keep: Callable | None = None,  # receives a TrainingState after each epoch
+    scorer: Callable | None = None,  # predicted labels (N,) -> number; its results go into the history and nowhere else
+    progress: bool = False,  # show bars
+) -> Adapted:
     "Cross-modality self-training (paper, section 3.3). No argument carries labels, and the last epoch is the result"
-    if recipe not in RECIPES: raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
     data, M = ImageDataset(images, preprocess), len(class_names)
     epochs = default_epochs(len(data)) if epochs is None else epochs
-    if epochs < 0: raise ValueError(f"epochs: expected 0 or more, got {epochs}")
-    if batch_size < 1: raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-    if max_iter is None: max_iter = 20 if recipe == 'official' else 100
-    if not keep_images >= 0: raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
-    if epochs and keep_images and not isinstance(images, torch.Tensor): data = KeptImages(data, keep_images, num_workers)
-    device, graph = next(model.parameters()).device, dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress)
-    long, short = ((tokenizer(p), owner.to(device)) for p, owner in (class_prompts(class_names, templates, descriptions), class_prompts(class_names, check_templates(templates)[:1])))
+    if epochs < 0:
+        raise ValueError(f"epochs: expected 0 or more, got {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+    if max_iter is None:
+        max_iter = 20 if recipe == 'official' else 100
+    if not keep_images >= 0:
+        raise ValueError(f"keep_images: expected gigabytes, 0 or more, got {keep_images}")
+    if epochs and keep_images and not isinstance(images, torch.Tensor):
+        data = KeptImages(data, keep_images, num_workers)
+    device, graph = (
+        next(model.parameters()).device,
+        dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress),
+    )
+    long, short = (
+        (tokenizer(p), owner.to(device))
+        for p, owner in (
+            class_prompts(class_names, templates, descriptions),
+            class_prompts(class_names, check_templates(templates)[:1]),
+        )
+    )
     training = cut_tokens(model, short[0]).to(device), short[1]
-    def texts(prompts): return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
-    def encode(): return encode_images(model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision)
+
+    def texts(prompts):
+        return class_mean(encode_text(model, prompts[0], encode_batch_size or 256, progress), prompts[1], M)
+
+    def encode():
+        return encode_images(
+            model, data, batch_size=encode_batch_size, num_workers=num_workers, progress=progress, precision=precision
+        )
+
     generator, history, trained, begin = torch.Generator().manual_seed(seed), [], {}, 0
-    with mixed(device, precision): pass                     # refuses an unknown precision before any work
-    with borrowed(model), tuned(model, grad_checkpointing, compile), tqdm(desc='self-training', total=epochs * -(-len(data) // batch_size), disable=not progress) as bar:
+    with mixed(device, precision):
+        pass  # refuses an unknown precision before any work
+    with (
+        borrowed(model),
+        tuned(model, grad_checkpointing, compile),
+        tqdm(desc='self-training', total=epochs * -(-len(data) // batch_size), disable=not progress) as bar,
+    ):
         first_text = text_features = centroids = texts(long) if text_features is None else text_features.to(device)
         predicting_text = texts(short) if recipe == 'official' else text_features
         first_basis = basis = projection_basis(text_features, projection, max_dim)
         frozen = image_features = encode() if frozen_features is None else frozen_features.to(device)
-        if frozen.shape != (len(data), text_features.shape[1]): raise ValueError(f"frozen_features: expected shape {(len(data), text_features.shape[1])}, got {tuple(frozen.shape)}; they belong to other images or another model")
+        if frozen.shape != (len(data), text_features.shape[1]):
+            raise ValueError(
+                f"frozen_features: expected shape {(len(data), text_features.shape[1])}, got {tuple(frozen.shape)}; they belong to other images or another model"
+            )
         zero_shot = before = student_labels(frozen, text_features, frozen, text_features)[0]
-        optimizer = torch.optim.SGD([dict(params=[p.requires_grad_() for p in norm_parameters(model, tower).values()], lr=lr)
-                                     for tower, lr in (('text', lr_text), ('image', lr_image))], momentum=momentum, weight_decay=weight_decay)
+        optimizer = torch.optim.SGD(
+            [
+                dict(params=[p.requires_grad_() for p in norm_parameters(model, tower).values()], lr=lr)
+                for tower, lr in (('text', lr_text), ('image', lr_image))
+            ],
+            momentum=momentum,
+            weight_decay=weight_decay,
+        )
         if state is not None:
             found = put_training_state(state, model, optimizer, generator)
             centroids, before, first = found['centroids'], found['before'], found['first']
@@ -423,12 +602,52 @@ def adapt(
             v = propagate_labels(image_features, first_text, first_basis, **graph) if epoch else t
             history.append(history_row(epoch, t, v, predicted, before, scorer) | trained)
             before, mask = predicted[0], agreement(t.pseudo_labels, v.pseudo_labels)
-            if epoch == 0: first = t.pseudo_labels
+            if epoch == 0:
+                first = t.pseudo_labels
             bar.set_postfix(agreement=f"{history[-1]['agreement']:.3f}", changed=f"{history[-1]['changed']:.3f}")
-            if epoch == epochs: break
+            if epoch == epochs:
+                break
             centroids = class_centroids(image_features, v.pseudo_labels, first_text, centroids)
-            trained = train_epoch(model, data, frozen, training, centroids, t.pseudo_labels, mask, optimizer, generator, batch_size, logit_scale, recipe, num_workers, bar, precision, encode_batch_size)
+            trained = train_epoch(
+                model,
+                data,
+                frozen,
+                training,
+                centroids,
+                t.pseudo_labels,
+                mask,
+                optimizer,
+                generator,
+                batch_size,
+                logit_scale,
+                recipe,
+                num_workers,
+                bar,
+                precision,
+                encode_batch_size,
+            )
             trained['seconds'] = time.perf_counter() - start
-            if keep is not None: keep(training_state(model, optimizer, generator, dict(centroids=centroids, before=before, first=first), history, trained))
+            if keep is not None:
+                keep(
+                    training_state(
+                        model,
+                        optimizer,
+                        generator,
+                        dict(centroids=centroids, before=before, first=first),
+                        history,
+                        trained,
+                    )
+                )
         states = norm_state(model, 'text'), norm_state(model, 'image')
-    return Adapted(*states, predicting_text, centroids, frozen, image_features, logit_scale, zero_shot, first, torch.where(mask, t.pseudo_labels, -1), history)
+    return Adapted(
+        *states,
+        predicting_text,
+        centroids,
+        frozen,
+        image_features,
+        logit_scale,
+        zero_shot,
+        first,
+        torch.where(mask, t.pseudo_labels, -1),
+        history,
+    )
