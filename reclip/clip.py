@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'to_rgb', 'UnreadableImage', 'open_image', 'ImageDataset', 'out_of_memory',
            'fit_memory', 'mixed', 'image_loader', 'usual_batch', 'placer', 'encode_shares', 'encode_images', 'can_cut',
-           'cut_tokens', 'encode_tokens', 'encode_text']
+           'cut_tokens', 'encode_tokens', 'encode_text', 'Clip']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
 import difflib
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
+from .settings import DEFAULTS, Settings, using
 from .devices import alike, default_device, everyone, gather_rows, is_first, share, together, world
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
@@ -347,3 +348,62 @@ def encode_text(
             rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
             bar.update(len(part))
     return gather_rows(torch.cat(rows) if rows else None).to(device)[order.argsort()[place].to(device)]
+
+# %% ../nbs/01_clip.ipynb #clip-clip
+class Clip:
+    "An open_clip model with its own image preprocessing and its own tokenizer"
+
+    def __init__(
+        self,
+        model,  # open_clip model
+        preprocess=None,  # PIL image -> (3, H, W) float32; None: only preprocessed tensors can be encoded
+        tokenizer=None,  # list of str -> (P, L) int64; None: no words can be encoded
+    ):
+        self.model = model
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+
+    def __iter__(self):
+        "Model, preprocessing, tokenizer, for those who want them apart"
+        return iter((self.model, self.preprocess, self.tokenizer))
+
+    @property
+    def device(self) -> torch.device:
+        "Where the model is"
+        return next(iter(self.model.parameters())).device
+
+    @property
+    def logit_scale(self) -> float:
+        "What the model itself multiplies cosines with"
+        return float(self.model.logit_scale.exp())
+
+    def images(
+        self,
+        images,  # what ImageDataset takes
+        settings: Settings = DEFAULTS,  # encode_batch_size, num_workers, precision, verbose
+        unreadable: Callable | None = None,  # see encode_images
+        **changed,  # single settings by name
+    ) -> torch.Tensor:  # (N, D) float32, unit rows, on the model's device
+        "Image features, see encode_images"
+        s = using(settings, **changed)
+        batch, workers = s.encode_batch_size, s.num_workers
+        return encode_images(self.model, images, self.preprocess, batch, workers, s.verbose, s.precision, unreadable)
+
+    def tokens(
+        self,
+        prompts: Sequence[str],  # (P,) sentences
+    ) -> torch.Tensor:  # (P, L) int64, on the CPU
+        "Sentences as the text tower reads them; `ValueError` without a tokenizer"
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: needed with a model in memory, see open_clip.get_tokenizer")
+        return self.tokenizer(list(prompts))
+
+    def texts(
+        self,
+        prompts: Sequence[str],  # (P,) sentences
+        settings: Settings = DEFAULTS,  # encode_batch_size, verbose
+        **changed,  # single settings by name
+    ) -> torch.Tensor:  # (P, D) float32, unit rows, on the model's device
+        "Text features of sentences, see encode_text"
+        s = using(settings, **changed)
+        return encode_text(self.model, self.tokens(prompts), s.encode_batch_size or 256, s.verbose)
