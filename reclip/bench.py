@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 import reclip
 from . import released, selftrain
 from .cli import Precision, Recipe, command
-from .clip import ImageDataset, encode_images, load_clip
+from .clip import Clip, ImageDataset, encode_images, load_clip
 from .files import whole_file
 from .graph import affinity_graph, find_neighbors, normalize_graph
 from .pseudolabel import propagate_blocks, summarize
@@ -156,18 +156,16 @@ def measured(
     found['peak_bytes'] = (torch.cuda.max_memory_allocated() if gpu else found['process_bytes']) - before
 
 # %% ../nbs/13_bench.ipynb #bench-stopwatch
-STAGES = dict(
-    encode='encode_images', text='encode_text', propagate='propagate_labels', train='train_epoch'
-)  # stage -> what adapt calls for it
+STAGES = dict(encode='images', text='texts', propagate='propagate', train='learn')  # stage -> what Training does for it
 
 
 @contextmanager
 def stopwatch(
-    module,  # whose functions are timed
-    stages: dict[str, str],  # stage -> name of a function in the module
+    module,  # whose functions are timed; or a class
+    stages: dict[str, str],  # stage -> name of a function in it
     device: str | torch.device = 'cpu',  # to wait for
 ):
-    "Seconds by stage of what a module's functions take within a `with` block; `AttributeError` if a function is not there"
+    "Seconds by stage of what these functions take within a `with` block; `AttributeError` if a function is not there"
     found, running, mark = dict.fromkeys(stages, 0.0), [], [0.0]
 
     def switch():
@@ -273,12 +271,10 @@ def _adaptation(settings, small):
         )
 
     def ours():
-        with stopwatch(selftrain, STAGES, settings['device']) as seconds:
+        with stopwatch(selftrain.Training, STAGES, settings['device']) as seconds:
             found = selftrain.adapt(
-                model,
+                Clip(model, preprocess, tokenizer),
                 images,
-                preprocess,
-                tokenizer,
                 names,
                 templates,
                 epochs=epochs,

@@ -107,7 +107,7 @@ def test_the_bench_times_the_loop_that_the_tests_compare_with():
     model, preprocess, tokenizer = demo.demo_clip()
     again = released.run(model, demo.demo_digits()[0][:60], tokenizer, demo.class_names, demo.templates, 1, 'official', preprocess)
     assert torch.equal(again.logits[-1].argmax(1), others)
-    assert not hasattr(selftrain.train_epoch, '__wrapped__')                                              # the clocks are gone
+    assert not hasattr(selftrain.Training.learn, '__wrapped__')                                              # the clocks are gone
 
 
 def test_the_released_loop_with_matrices_in_half_precision():

@@ -225,7 +225,7 @@ def test_one_template_may_be_a_plain_string(clip, digits):
 def test_bad_estimator_settings(clip, digits):
     model, preprocess, tokenizer = clip
     def fit(**settings): ReCLIP.from_model(model, preprocess, tokenizer, **dict(class_names=demo.class_names) | settings).fit(digits[0][:40])
-    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), '0 or more'), (dict(templates=['digit']), 'exactly one {}'),
+    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), 'from 0 up'), (dict(templates=['digit']), 'exactly one {}'),
                            (dict(alpha=2), 'between 0 and 1'), (dict(batch_size=0), 'batch_size'), (dict(projection='P3'), 'none, P1, P2')]:
         with pytest.raises(ValueError, match=says): fit(**settings)
     with pytest.raises(ValueError, match='tokenizer'): ReCLIP(model, class_names=demo.class_names).fit(digits[0])
@@ -274,7 +274,7 @@ def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeyp
 def test_prompts_are_encoded_once(own_clip, features, monkeypatch):
     calls, real = [], reclip.adapt.text_classifier
     monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args: calls.append(args) or real(*args))
-    monkeypatch.setattr('reclip.selftrain.encode_text', lambda *args: pytest.fail('the prompts were known'))
+    monkeypatch.setattr('reclip.prompts.encode_text', lambda *args: pytest.fail('the prompts were known'))
     found = ReCLIP.from_model(*own_clip, demo.class_names, epochs=0)
     first = found._zero_shot_texts()
     first.zero_()                                                                        # what a caller does to it stays with the caller

@@ -266,22 +266,24 @@ def test_propagation_in_parts(job, tmp_path):
 
 training = '''
 import torch
-from reclip import demo, selftrain
+from reclip import demo, prompts
+from reclip.clip import Clip
 from reclip.selftrain import adapt
+from reclip.shared import training_class
 model, preprocess, tokenizer = demo.demo_clip('cpu')
 model.requires_grad_(True)
 model.visual.register_module('spare', torch.nn.LayerNorm(3))                                  # never reached: must stay as it is, without weight decay
 images, _ = demo.demo_digits()
 names = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], 'four', 'five', 'six', 'seven', 'eight', 'nine'][:job['classes']]
-real_image, real_text = model.encode_image, selftrain.encode_tokens
+real_image, real_text = model.encode_image, prompts.encode_tokens
 def short_image(x):                                                                           # memory is short, but only in one process, and only in training
     if job['short'] and rank == 1 and len(x) > 2 and torch.is_grad_enabled(): raise MemoryError
     return real_image(x)
 def short_text(model, tokens):
     if job['short'] and rank == 0 and len(tokens) > 4 and torch.is_grad_enabled(): raise MemoryError
     return real_text(model, tokens)
-model.encode_image, selftrain.encode_tokens = short_image, short_text
-found = adapt(model, images[:job['n']], preprocess, tokenizer, names, demo.templates[:2], epochs=2, batch_size=8, recipe=job['recipe'], lr_image=.002)
+model.encode_image, prompts.encode_tokens = short_image, short_text
+found = adapt(Clip(model, preprocess, tokenizer), images[:job['n']], names, demo.templates[:2], epochs=2, batch_size=8, recipe=job['recipe'], lr_image=.002, training=training_class())
 expected = torch.load(job['expected'], weights_only=True)
 for name, state in (('text', found.text_state), ('image', found.image_state)):
     for k, v in state.items(): assert torch.allclose(v, expected[name][k], atol=1e-4), (k, (v - expected[name][k]).abs().max())
@@ -293,11 +295,12 @@ for row, (loss_t, loss_v) in zip(found.history[1:], expected['losses']): assert 
 
 @pytest.mark.parametrize('world, classes, n, recipe, short', [(3, 10, 33, 'paper', True), (4, 3, 17, 'official', False)])      # aliases; fewer classes, and images of a step, than processes
 def test_training_in_parts(job, own_clip, tmp_path, world, classes, n, recipe, short):
+    from reclip.clip import Clip
     from reclip.selftrain import adapt as train
     model, preprocess, tokenizer = own_clip
     model.visual.register_module('spare', torch.nn.LayerNorm(3))
     aliases = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], *names[4:]][:classes]
-    found = train(model, demo.demo_digits()[0][:n], preprocess, tokenizer, aliases, demo.templates[:2], epochs=2, batch_size=8, recipe=recipe, lr_image=.002)
+    found = train(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:n], aliases, demo.templates[:2], epochs=2, batch_size=8, recipe=recipe, lr_image=.002)
     assert not torch.equal(found.image_state['visual.ln_post.weight'], dict(model.named_parameters())['visual.ln_post.weight'])
     torch.save(dict(text=found.text_state, image=found.image_state, pseudo_labels=found.pseudo_labels, losses=[(o['loss_t'], o['loss_v']) for o in found.history[1:]]), tmp_path / 'expected.pt')
     fine(job(world, training, expected=str(tmp_path / 'expected.pt'), classes=classes, n=n, recipe=recipe, short=short))
