@@ -33,7 +33,7 @@ from reclip.clip import (
     placer,
     usual_batch,
 )
-from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
+from .devices import add_up, alike, from_first, gather_rows, is_first, on_first, share, split, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
 from .zeroshot import check_templates, class_mean, class_prompts
@@ -542,7 +542,7 @@ def adapt(
         data = KeptImages(data, keep_images, num_workers)
     device, graph = (
         next(model.parameters()).device,
-        dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, progress=progress),
+        dict(n_neighbors=n_neighbors, alpha=alpha, max_iter=max_iter, tol=tol, search=search, verbose=progress and is_first()),
     )
     long, short = (
         (tokenizer(p), owner.to(device))
@@ -598,8 +598,8 @@ def adapt(
                 predicting_text = texts(short) if recipe == 'official' else text_features
                 basis, image_features = projection_basis(text_features, projection, max_dim), encode()
             predicted = student_labels(frozen, predicting_text, image_features, centroids)
-            t = propagate_labels(frozen, text_features, basis, **graph)
-            v = propagate_labels(image_features, first_text, first_basis, **graph) if epoch else t
+            t = propagate_labels(frozen, text_features, basis, split=split, **graph)
+            v = propagate_labels(image_features, first_text, first_basis, split=split, **graph) if epoch else t
             history.append(history_row(epoch, t, v, predicted, before, scorer) | trained)
             before, mask = predicted[0], agreement(t.pseudo_labels, v.pseudo_labels)
             if epoch == 0:
