@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import Clip, ImageDataset, encode_images, load_clip, unit_rows
-from .devices import is_first
+from .devices import is_first, split
 from .kept import TrainingState
 from .norms import borrowed, fingerprint, norm_parameters, norm_state
 from .projection import projection_basis
@@ -169,7 +169,7 @@ class ReCLIP(BaseEstimator):
         if propagate:
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
             on, basis = next(model.parameters()).device, projection_basis(text, self.projection, self._max_dim())
-            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, self.n_neighbors, self.alpha, max_iter, self.tol, self.search, self.verbose))
+            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, split=split, n_neighbors=self.n_neighbors, alpha=self.alpha, max_iter=max_iter, tol=self.tol, search=self.search, verbose=self.verbose and is_first()))
             labels, confidence, probability = (torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability)))      # zero-shot where nothing arrived
             centroids = class_centroids(x, found, text, text)
         self.labels_, self.confidence_, self.probability_, self.image_features_ = labels, confidence, probability, x
@@ -271,7 +271,7 @@ class ReCLIP(BaseEstimator):
         model, _, tokenizer = self._clip()
         known, words = getattr(self, '_texts', (None, None)), (fingerprint(model), repr((self._names(), self.templates, self.descriptions)))
         if known[0] is not model or known[1] != words:
-            with borrowed(model): self._texts = known = model, words, text_classifier(model, tokenizer, self._names(), self.templates, self.encode_batch_size or 256, self.descriptions, self.verbose).cpu()
+            with borrowed(model): self._texts = known = model, words, text_classifier(Clip(model, None, tokenizer), self._names(), self.templates, descriptions=self.descriptions, encode_batch_size=self.encode_batch_size, verbose=self.verbose).cpu()
         return known[2].clone()
 
     def _distinct_texts(self):

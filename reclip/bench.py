@@ -43,7 +43,7 @@ from .cli import Precision, Recipe, command
 from .clip import Clip, ImageDataset, encode_images, load_clip
 from .files import whole_file
 from .graph import affinity_graph, find_neighbors, normalize_graph
-from .pseudolabel import propagate_blocks, summarize
+from .blocks import propagate_blocks, summarize
 from .run import machine
 from .words import TEMPLATES
 
@@ -107,10 +107,11 @@ def propagation_stages(
                 return
             yield block
 
-    index, cosine, recall = done(find_neighbors(torch.cat([texts, images]), n_neighbors, search=method))
+    index, cosine, recall = done(find_neighbors(torch.cat([texts, images]), n_neighbors=n_neighbors, search=method))
     S = done(normalize_graph(affinity_graph(index, cosine)))
     del index, cosine
-    labels = done(summarize(clocked(propagate_blocks(S, len(texts), alpha, max_iter, tol)), len(texts))).pseudo_labels
+    blocks = propagate_blocks(S, len(texts), alpha=alpha, max_iter=max_iter, tol=tol)
+    labels = done(summarize(clocked(blocks), len(texts))).pseudo_labels
     seconds = dict(zip(('neighbours', 'graph', 'labels'), np.diff(clock))) | dict(solve=solving[0])
     return labels, seconds | dict(labels=seconds['labels'] - solving[0]), recall
 
@@ -289,16 +290,14 @@ def _adaptation(settings, small):
 
     def theirs():
         found = released.run(
-            model,
+            Clip(model, preprocess, tokenizer),
             images,
-            tokenizer,
             names,
             templates,
-            epochs,
-            settings['recipe'],
-            preprocess,
-            settings['seed'],
-            settings['step'],
+            epochs=epochs,
+            recipe=settings['recipe'],
+            seed=settings['seed'],
+            batch_size=settings['step'],
             half=settings['device'] == 'cuda',
             num_workers=settings['workers'],
         )

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .clip import Clip, ImageDataset
+from .graph import whole
 from .kept import KeptImages, TrainingState, put_training_state, training_state
 from .norms import NORMS, borrowed, norm_parameters, norm_state, set_norm_state, tuned
 from .projection import projection_basis
@@ -62,6 +63,8 @@ class Adapted(NamedTuple):
 class Training(OneProcess):
     "Two students in one model, and what they have learned so far"
 
+    split = staticmethod(whole)  # who does which rows of the graph and which classes
+
     def __init__(
         self,
         clip: Clip,  # its model is lent by borrowed
@@ -94,14 +97,11 @@ class Training(OneProcess):
 
     def basis(self, text_features) -> torch.Tensor | None:  # (D, r)
         "The projection space of these class texts"
-        s = self.settings
-        return projection_basis(text_features, s.projection, s.dimensions(len(text_features)))
+        return projection_basis(text_features, self.settings.projection, self.settings.max_dim)
 
     def propagate(self, image_features, text_features, basis) -> Summary:
         "Pseudo-labels of the images in that space"
-        s = self.settings
-        how = s.n_neighbors, s.alpha, s.iterations(), s.tol, s.search, s.verbose
-        return propagate_labels(image_features, text_features, basis, *how)
+        return propagate_labels(image_features, text_features, basis, self.settings, self.split)
 
     def begin(
         self,

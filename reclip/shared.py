@@ -7,7 +7,7 @@ __all__ = ['SharedTraining', 'training_class']
 
 # %% ../nbs/12a_shared_training.ipynb #shared-export-imports
 from contextlib import contextmanager
-from .devices import add_up, alike, gather_rows, share, world
+from .devices import add_up, alike, gather_rows, share, split, world
 from .selftrain import Training
 
 # %% ../nbs/12a_shared_training.ipynb #shared-training
@@ -26,9 +26,10 @@ class SharedTraining(Training):
     mine = staticmethod(share)
     gather = staticmethod(gather_rows)
     add_up = staticmethod(add_up)
+    split = staticmethod(split)
 
     def look(self, *args):
-        "See Training; the towers and the propagation share their own work out"
+        "See Training"
         with _on_all():
             return super().look(*args)
 

@@ -150,6 +150,10 @@ for n in (0, 1, 2, 3, 7):
 uneven = gather_rows(torch.full((me * 2, 3), float(me)) if me else None)                    # nothing, two and four rows
 assert uneven[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and uneven.shape == (6, 3)
 assert gather_rows(None) is None
+for n in (0, 2, 7):                                                                         # split: tensors of any number of rows, one or several
+    assert torch.equal(split(lambda o: torch.arange(n)[o] ** 2, n), torch.arange(n) ** 2)
+    a, b = split(lambda o: (torch.arange(n)[o].double(), torch.full((1, 2), world())), n)
+    assert torch.equal(a, torch.arange(n).double()) and b.tolist() == [[1, 1]] * 3          # within it each is alone
 x = torch.full((share(4).stop - share(4).start, 2), me + 1., requires_grad=True)            # 2, 1 and 1 rows
 rows = with_own(gather_rows(x, 4), x)
 (rows * torch.arange(8.).reshape(4, 2)).sum().backward()
@@ -169,7 +173,7 @@ def fail(error, *ranks):
         if me in ranks: raise error
         return me
     return run
-for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError), (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError), (lambda: together(fail(Strange(1, 2), 2)), RuntimeError), (lambda: node_first(fail(ValueError('x'), 0)), ValueError), (lambda: node_first(fail(ValueError('x'), 1)), ValueError)):
+for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError), (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError), (lambda: together(fail(Strange(1, 2), 2)), RuntimeError), (lambda: split(lambda rows: fail(ValueError('bad'), 1)(), 5), ValueError), (lambda: node_first(fail(ValueError('x'), 0)), ValueError), (lambda: node_first(fail(ValueError('x'), 1)), ValueError)):
     try: call()
     except expected as e: assert e.alike
     else: raise AssertionError('no error')

@@ -12,11 +12,11 @@ from reclip import ReCLIP, demo, label_features, neighbor_graph
 from reclip.approximate import approximate_neighbors
 from reclip.clip import Clip, cut_tokens, encode_text, placer
 from reclip.graph import affinity_graph, nearest_neighbors
-from reclip.pseudolabel import propagate, propagate_blocks, propagate_labels, summarize
+from reclip.pseudolabel import propagate, propagate_labels
 from reclip.selftrain import adapt, borrowed, norm_parameters, texts_with_gradients, tuned
 from reclip.tests.conftest import blobs
+import reclip.blocks
 import reclip.graph
-import reclip.pseudolabel
 import reclip.selftrain
 
 
@@ -58,12 +58,12 @@ def test_which_way_is_taken(monkeypatch):
     monkeypatch.setattr('reclip.approximate.approximate_neighbors', lambda nodes, k, **_: seen.append(len(nodes)) or (*nearest_neighbors(nodes, k), 1.))
     monkeypatch.setattr(reclip.graph, 'EXACT_UP_TO', 100)
     small, large = (blobs(n, 4)[0].float() for n in (100, 101))
-    neighbor_graph(small, 5); assert not seen
-    neighbor_graph(large, 5); assert seen == [101]
-    neighbor_graph(large, 5, search='exact'); assert seen == [101]
-    neighbor_graph(small, 5, search='approximate'); assert seen == [101, 100]
+    neighbor_graph(small, n_neighbors=5); assert not seen
+    neighbor_graph(large, n_neighbors=5); assert seen == [101]
+    neighbor_graph(large, n_neighbors=5, search='exact'); assert seen == [101]
+    neighbor_graph(small, n_neighbors=5, search='approximate'); assert seen == [101, 100]
     monkeypatch.setattr(reclip.graph, 'find_spec', lambda name: None)
-    neighbor_graph(large, 5); assert seen == [101, 100]                       # without faiss: all pairs
+    neighbor_graph(large, n_neighbors=5); assert seen == [101, 100]                       # without faiss: all pairs
     for call in (lambda: neighbor_graph(small, search='fast'), lambda: label_features(*blobs(50, 4)[:2], search='fast')):
         with pytest.raises(ValueError, match="auto, exact, approximate"): call()
 
@@ -95,8 +95,8 @@ def test_renumbering_and_the_embedding_bag_change_nothing(monkeypatch):
     images, texts, _ = blobs(900, 40, d=24)
     S = neighbor_graph(torch.cat([texts, images]))
     exact = propagate(S, 40, tol=1e-10, max_iter=500)
-    monkeypatch.setattr(reclip.pseudolabel, '_renumbered', lambda S, least=1, real=reclip.pseudolabel._renumbered: real(S, least))
-    T, number = reclip.pseudolabel._renumbered(S)
+    monkeypatch.setattr(reclip.blocks, '_renumbered', lambda S, least=1, real=reclip.blocks._renumbered: real(S, least))
+    T, number = reclip.blocks._renumbered(S)
     assert not torch.equal(number, torch.arange(940)) and torch.equal(T.to_dense()[number][:, number], S.to_dense())
     assert torch.allclose(propagate(S, 40, tol=1e-10, max_iter=500), exact, atol=1e-9)
     single = neighbor_graph(torch.cat([texts, images]).float())

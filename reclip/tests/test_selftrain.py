@@ -12,7 +12,7 @@ from reclip.selftrain import adapt, default_epochs, norm_parameters
 def test_equals_the_released_loop(clip, digits, recipe):
     model, preprocess, tokenizer = clip
     pixels = torch.stack([preprocess(o) for o in digits[0]])
-    logits, losses, _ = released.run(model, pixels, tokenizer, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
+    logits, losses, _ = released.run(Clip(*clip), pixels, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
     history, seen = [], []
     for epochs in (0, 1, 2):
         found = adapt(Clip(model, None, tokenizer), pixels, demo.class_names, demo.templates[:2], epochs=epochs, recipe=recipe, max_dim=768, max_iter=20)
