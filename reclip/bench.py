@@ -40,89 +40,117 @@ from torch.utils.data import DataLoader, Dataset
 import reclip
 from . import released, selftrain
 from .cli import Precision, Recipe, command
-from .clip import encode_images, load_clip
+from .clip import Clip, encode_images, load_clip
 from .pictures import ImageDataset
 from .files import whole_file
 from .graph import affinity_graph, find_neighbors, normalize_graph
-from .pseudolabel import propagate_blocks, summarize
+from .blocks import propagate_blocks, summarize
 from .run import machine
 from .words import TEMPLATES
 
 # %% ../nbs/13_bench.ipynb #bench-features
 def synthetic_features(
-    n:int, # images
-    m:int, # classes, 3 or more
-    seed:int=0, # of everything random
-    block:int=2**15, # rows made at once; another block size draws other numbers
-)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # texts (m, d) and images (n, d), unit rows; (n,) the class of each image, for scoring only
+    n: int,  # images
+    m: int,  # classes, 3 or more
+    seed: int = 0,  # of everything random
+    block: int = 2**15,  # rows made at once; another block size draws other numbers
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # texts (m, d) and images (n, d), unit rows; (n,) the class of each image, for scoring only
     "A mixture around m class directions, with low-rank structure within each class and noise"
-    if m < 3: raise ValueError(f"m: expected 3 or more classes, got {m}")
-    if n < 1: raise ValueError(f"n: expected 1 or more images, got {n}")
+    if m < 3:
+        raise ValueError(f"m: expected 3 or more classes, got {m}")
+    if n < 1:
+        raise ValueError(f"n: expected 1 or more images, got {n}")
     d, generator = min(m - 1, 249), torch.Generator().manual_seed(seed)
-    def normal(*shape): return torch.randn(*shape, generator=generator)
-    centres, ways, images = F.normalize(normal(m, d)), normal(m, min(4, d), d) / d**.5, torch.empty(n, d)
-    texts = F.normalize(centres + .9 * normal(m, d) / d**.5)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    centres, ways, images = F.normalize(normal(m, d)), normal(m, min(4, d), d) / d**0.5, torch.empty(n, d)
+    texts = F.normalize(centres + 0.9 * normal(m, d) / d**0.5)
     classes = torch.randint(m, (n,), generator=generator)
     for x, y in zip(images.split(block), classes.split(block)):
-        x.normal_(0, 1.3 / d**.5, generator=generator).add_(centres[y])
-        for way, z in zip(ways.unbind(1), normal(ways.shape[1], len(y), 1)): x.addcmul_(way[y], .8 * z)
+        x.normal_(0, 1.3 / d**0.5, generator=generator).add_(centres[y])
+        for way, z in zip(ways.unbind(1), normal(ways.shape[1], len(y), 1)):
+            x.addcmul_(way[y], 0.8 * z)
         x.div_(x.norm(dim=1, keepdim=True))
     return texts, images, classes
 
 # %% ../nbs/13_bench.ipynb #bench-stages
 def _now(device):
-    if torch.device(device).type == 'cuda': torch.cuda.synchronize()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize()
     return time.perf_counter()
 
+
 def propagation_stages(
-    texts:torch.Tensor, # (m, d) unit rows in the projection space
-    images:torch.Tensor, # (n, d) likewise
-    n_neighbors:int=20, # k of the graph
-    alpha:float=.99, # how much is passed on
-    max_iter:int=20, # of conjugate gradients
-    tol:float=1e-6, # residual that ends them
-    method:str='auto', # `"exact"`, `"approximate"` or `"auto"`, as in find_neighbors
-)->tuple[torch.Tensor, dict, float]: # pseudo_labels (n,), seconds by stage, recall of the neighbours
+    texts: torch.Tensor,  # (m, d) unit rows in the projection space
+    images: torch.Tensor,  # (n, d) likewise
+    n_neighbors: int = 20,  # k of the graph
+    alpha: float = 0.99,  # how much is passed on
+    max_iter: int = 20,  # of conjugate gradients
+    tol: float = 1e-6,  # residual that ends them
+    method: str = 'auto',  # `"exact"`, `"approximate"` or `"auto"`, as in find_neighbors
+) -> tuple[torch.Tensor, dict, float]:  # pseudo_labels (n,), seconds by stage, recall of the neighbours
     "A whole propagation: neighbours, graph, solve, labels"
-    clock, solving = [_now(images.device)], [0.]
-    def done(value): clock.append(_now(images.device)); return value
+    clock, solving = [_now(images.device)], [0.0]
+
+    def done(value):
+        clock.append(_now(images.device))
+        return value
+
     def clocked(blocks):
         while True:
             start, block = _now(images.device), next(blocks, None)
             solving[0] += _now(images.device) - start
-            if block is None: return
+            if block is None:
+                return
             yield block
-    index, cosine, recall = done(find_neighbors(torch.cat([texts, images]), n_neighbors, search=method))
+
+    index, cosine, recall = done(find_neighbors(torch.cat([texts, images]), n_neighbors=n_neighbors, search=method))
     S = done(normalize_graph(affinity_graph(index, cosine)))
     del index, cosine
-    labels = done(summarize(clocked(propagate_blocks(S, len(texts), alpha, max_iter, tol)), len(texts))).pseudo_labels
+    blocks = propagate_blocks(S, len(texts), alpha=alpha, max_iter=max_iter, tol=tol)
+    labels = done(summarize(clocked(blocks), len(texts))).pseudo_labels
     seconds = dict(zip(('neighbours', 'graph', 'labels'), np.diff(clock))) | dict(solve=solving[0])
     return labels, seconds | dict(labels=seconds['labels'] - solving[0]), recall
 
 # %% ../nbs/13_bench.ipynb #bench-memory
-MEMORY = dict(cpu='peak_bytes: highest resident memory of a fresh process during the call, minus what was resident before it; process_bytes: that mark with interpreter, libraries and inputs',
-              cuda='peak_bytes: most that PyTorch had allocated on the GPU during the call, minus what it had before; process_bytes: highest resident memory of the process on the host')
+MEMORY = dict(
+    cpu='peak_bytes: highest resident memory of a fresh process during the call, minus what was resident before it; process_bytes: that mark with interpreter, libraries and inputs',
+    cuda='peak_bytes: most that PyTorch had allocated on the GPU during the call, minus what it had before; process_bytes: highest resident memory of the process on the host',
+)
 
-def resident(
-)->tuple[int, int]: # bytes now, and at the highest since the mark was last lowered
+
+def resident() -> tuple[int, int]:  # bytes now, and at the highest since the mark was last lowered
     "Resident memory of this process"
     if (status := Path('/proc/self/status')).is_file():
-        found = dict(line.split(':', 1) for line in status.read_text().splitlines() if line.startswith(('VmRSS', 'VmHWM')))
+        found = dict(
+            line.split(':', 1) for line in status.read_text().splitlines() if line.startswith(('VmRSS', 'VmHWM'))
+        )
         return tuple(1024 * int(found[k].split()[0]) for k in ('VmRSS', 'VmHWM'))
-    import resource                                               # not on Windows
+    import resource  # not on Windows
+
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024),) * 2
+
 
 @contextmanager
 def measured(
-    device:str|torch.device='cpu', # where the work is done
+    device: str | torch.device = 'cpu',  # where the work is done
 ):
     "Time and peak memory of a `with` block; the dict that it gives has `total`, `peak_bytes` and `process_bytes` afterwards"
     gpu, found = torch.device(device).type == 'cuda', {}
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'): libc.malloc_trim(0)       # freed memory goes back, or it would hide what the block needs
-    try: Path('/proc/self/clear_refs').write_text('5')                              # lowers the mark
-    except OSError: pass
-    if gpu: torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
+    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)  # freed memory goes back, or it would hide what the block needs
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # lowers the mark
+    except OSError:
+        pass
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     before, start = torch.cuda.memory_allocated() if gpu else resident()[0], _now(device)
     yield found
     found['total'] = _now(device) - start
@@ -130,82 +158,154 @@ def measured(
     found['peak_bytes'] = (torch.cuda.max_memory_allocated() if gpu else found['process_bytes']) - before
 
 # %% ../nbs/13_bench.ipynb #bench-stopwatch
-STAGES = dict(encode='encode_images', text='encode_text', propagate='propagate_labels', train='train_epoch')      # stage -> what adapt calls for it
+STAGES = dict(encode='images', text='texts', propagate='propagate', train='learn')  # stage -> what Training does for it
+
 
 @contextmanager
 def stopwatch(
-    module, # whose functions are timed
-    stages:dict[str, str], # stage -> name of a function in the module
-    device:str|torch.device='cpu', # to wait for
+    module,  # whose functions are timed; or a class
+    stages: dict[str, str],  # stage -> name of a function in it
+    device: str | torch.device = 'cpu',  # to wait for
 ):
-    "Seconds by stage of what a module's functions take within a `with` block; `AttributeError` if a function is not there"
-    found, running, mark = dict.fromkeys(stages, 0.), [], [0.]
+    "Seconds by stage of what these functions take within a `with` block; `AttributeError` if a function is not there"
+    found, running, mark = dict.fromkeys(stages, 0.0), [], [0.0]
+
     def switch():
         now = _now(device)
-        if running: found[running[-1]] += now - mark[0]
+        if running:
+            found[running[-1]] += now - mark[0]
         mark[0] = now
+
     def timed(stage, function):
         @functools.wraps(function)
         def wrapped(*args, **kwargs):
-            switch(); running.append(stage)
-            try: return function(*args, **kwargs)
-            finally: switch(); running.pop()
+            switch()
+            running.append(stage)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                switch()
+                running.pop()
+
         return wrapped
-    with mock.patch.multiple(module, **{name: timed(stage, getattr(module, name)) for stage, name in stages.items()}): yield found
+
+    with mock.patch.multiple(module, **{name: timed(stage, getattr(module, name)) for stage, name in stages.items()}):
+        yield found
 
 # %% ../nbs/13_bench.ipynb #bench-images
 class SyntheticImages(Dataset):
     "Made-up images as preprocessed tensors: smooth random fields, shifted; image i is always the same"
-    def __init__(self,
-        n:int, # images
-        size:int, # of a side in pixels
-        seed:int=0, # of the fields
+
+    def __init__(
+        self,
+        n: int,  # images
+        size: int,  # of a side in pixels
+        seed: int = 0,  # of the fields
     ):
         fields = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         self.n, self.bank = n, F.interpolate(fields, (size, size), mode='bicubic')
-    def __len__(self): return self.n
+
+    def __len__(self):
+        return self.n
+
     def __getitem__(self, i):
-        if i >= self.n: raise IndexError(i)
+        if i >= self.n:
+            raise IndexError(i)
         return self.bank[i % 64].roll((7 * (i // 64), 13 * (i // 64)), (1, 2)) if i >= 64 else self.bank[i]
+
 
 def _model(settings):
     "Model, preprocess, tokenizer; named architectures have random weights of full size"
-    if settings['model'] == 'demo': return load_clip('demo', device=settings['device'])
+    if settings['model'] == 'demo':
+        return load_clip('demo', device=settings['device'])
     torch.manual_seed(settings['seed'])
     model, _, preprocess = open_clip.create_model_and_transforms(settings['model'], device=settings['device'])
     return model.eval(), preprocess, open_clip.get_tokenizer(settings['model'])
 
-def _side(model): return (size := model.visual.image_size)[0] if isinstance(size := model.visual.image_size, (tuple, list)) else size
+
+def _side(model):
+    return (size := model.visual.image_size)[0] if isinstance(size := model.visual.image_size, (tuple, list)) else size
 
 # %% ../nbs/13_bench.ipynb #bench-cases
 def _propagation(settings, small):
     "Inputs and the two sides of a propagation"
-    texts, images, classes = synthetic_features(min(settings['n'], 500) if small else settings['n'], min(settings['m'], 50) if small else settings['m'], settings['seed'])
+    texts, images, classes = synthetic_features(
+        min(settings['n'], 500) if small else settings['n'],
+        min(settings['m'], 50) if small else settings['m'],
+        settings['seed'],
+    )
     texts, images = texts.to(settings['device']), images.to(settings['device'])
     graph = dict(n_neighbors=settings['neighbors'], alpha=settings['alpha'], max_iter=settings['max_iter'])
-    def ours(): return propagation_stages(texts, images, tol=settings['tol'], method=settings['method'], **graph)
+
+    def ours():
+        return propagation_stages(texts, images, tol=settings['tol'], method=settings['method'], **graph)
+
     def theirs():
         found = released.dense_propagation(texts, images, **graph)
-        return found.labels, found.seconds, 1.
+        return found.labels, found.seconds, 1.0
+
     return ours, theirs, classes
+
 
 def _adaptation(settings, small):
     "Inputs and the two sides of an adaptation"
     model, preprocess, tokenizer = _model(settings)
-    n, epochs, labels = min(settings['n'], 70) if small else settings['n'], min(settings['epochs'], 1) if small else settings['epochs'], None
+    n, epochs, labels = (
+        min(settings['n'], 70) if small else settings['n'],
+        min(settings['epochs'], 1) if small else settings['epochs'],
+        None,
+    )
     if settings['model'] == 'demo':
         from reclip import demo
-        (images, labels), names, templates = demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist(), demo.class_names, demo.templates
+
+        (images, labels), names, templates = (
+            demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist(),
+            demo.class_names,
+            demo.templates,
+        )
         images, labels = images[:n], labels[:n]
-    else: images, preprocess, names, templates = SyntheticImages(n, _side(model), settings['seed']), None, open_clip.IMAGENET_CLASSNAMES[:settings['m']], TEMPLATES['simple']
+    else:
+        images, preprocess, names, templates = (
+            SyntheticImages(n, _side(model), settings['seed']),
+            None,
+            open_clip.IMAGENET_CLASSNAMES[: settings['m']],
+            TEMPLATES['simple'],
+        )
+
     def ours():
-        with stopwatch(selftrain, STAGES, settings['device']) as seconds:
-            found = selftrain.adapt(model, images, preprocess, tokenizer, names, templates, epochs=epochs, recipe=settings['recipe'], seed=settings['seed'], batch_size=settings['step'], precision=settings['precision'], num_workers=settings['workers'], max_dim=768)
+        with stopwatch(selftrain.Training, STAGES, settings['device']) as seconds:
+            found = selftrain.adapt(
+                Clip(model, preprocess, tokenizer),
+                images,
+                names,
+                templates,
+                epochs=epochs,
+                recipe=settings['recipe'],
+                seed=settings['seed'],
+                batch_size=settings['step'],
+                precision=settings['precision'],
+                num_workers=settings['workers'],
+                max_dim=768,
+            )
         return found.logits.mean(0).argmax(1).cpu(), seconds, None
+
     def theirs():
-        found = released.run(model, images, tokenizer, names, templates, epochs, settings['recipe'], preprocess, settings['seed'], settings['step'], half=settings['device'] == 'cuda', num_workers=settings['workers'])
+        found = released.run(
+            Clip(model, preprocess, tokenizer),
+            images,
+            names,
+            templates,
+            epochs=epochs,
+            recipe=settings['recipe'],
+            seed=settings['seed'],
+            batch_size=settings['step'],
+            half=settings['device'] == 'cuda',
+            num_workers=settings['workers'],
+        )
         return found.logits[-1].argmax(1).cpu(), dict(all=found.seconds), None
+
     return ours, theirs, labels
+
 
 def _encoding(settings, small):
     "Files and our side of encoding"
@@ -213,294 +313,706 @@ def _encoding(settings, small):
     n, folder = min(settings['n'], 64) if small else settings['n'], Path(tempfile.mkdtemp(dir=settings['folder']))
     if settings['model'] == 'demo':
         from reclip import demo
+
         pictures, _ = demo.demo_digits()
     else:
         bank = SyntheticImages(64, 500, settings['seed'])
-        pictures = [Image.fromarray((128 + 50 * bank[i]).clamp(0, 255).byte().permute(1, 2, 0).numpy()) for i in range(64)]
+        pictures = [
+            Image.fromarray((128 + 50 * bank[i]).clamp(0, 255).byte().permute(1, 2, 0).numpy()) for i in range(64)
+        ]
     files = [folder / f'{i}.{"png" if settings["model"] == "demo" else "jpg"}' for i in range(n)]
-    for i, file in enumerate(files): pictures[i % len(pictures)].save(file)
+    for i, file in enumerate(files):
+        pictures[i % len(pictures)].save(file)
     how = dict(batch_size=settings['batch_size'], precision=settings['precision'])
+
     def ours():
         clock = [time.perf_counter()]
-        pixels = torch.cat(list(DataLoader(ImageDataset(files, preprocess), settings['batch_size'], num_workers=settings['workers'])))
+        pixels = torch.cat(
+            list(DataLoader(ImageDataset(files, preprocess), settings['batch_size'], num_workers=settings['workers']))
+        )
         clock.append(time.perf_counter())
         encode_images(model, pixels, **how)
         clock.append(_now(settings['device']))
         del pixels
         features = encode_images(model, files, preprocess, num_workers=settings['workers'], **how)
         clock.append(_now(settings['device']))
-        return (features @ features[:64].T).argmax(1).cpu(), dict(zip(('open', 'tower', 'together'), np.diff(clock))), None
+        return (
+            (features @ features[:64].T).argmax(1).cpu(),
+            dict(zip(('open', 'tower', 'together'), np.diff(clock))),
+            None,
+        )
+
     return ours, None, None
+
 
 CASES = dict(propagation=_propagation, adaptation=_adaptation, encoding=_encoding)
 
 # %% ../nbs/13_bench.ipynb #bench-child
 def _child(case, side, settings, folder):
     "One measurement, in this process: writes result.json and labels.npy"
-    CASES[case](settings, True)[side]()                                    # warm-up
+    CASES[case](settings, True)[side]()  # warm-up
     *sides, truth = CASES[case](settings, False)
-    with measured(settings['device']) as found: labels, seconds, recall = sides[side]()
+    with measured(settings['device']) as found:
+        labels, seconds, recall = sides[side]()
     right = None if truth is None else round(float((labels.cpu() == truth).float().mean()), 4)
     np.save(Path(folder, 'labels.npy'), labels.cpu().numpy(), allow_pickle=False)
-    Path(folder, 'result.json').write_text(json.dumps(found | dict(total=round(found['total'], 6), seconds={k: round(float(v), 6) for k, v in seconds.items()}, accuracy=right, recall=recall)))
+    Path(folder, 'result.json').write_text(
+        json.dumps(
+            found
+            | dict(
+                total=round(found['total'], 6),
+                seconds={k: round(float(v), 6) for k, v in seconds.items()},
+                accuracy=right,
+                recall=recall,
+            )
+        )
+    )
+
 
 def _spawn(case, side, settings, folder):
     "The same in a fresh process; `ValueError` or `MemoryError` with its last words"
     spec = Path(folder, 'spec.json')
     spec.write_text(json.dumps([case, side, settings | dict(folder=str(folder)), str(folder)]))
     threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), str(settings['threads']))
-    done = subprocess.run([sys.executable, '-m', 'reclip.bench', 'one', str(spec)], env=os.environ | threads | dict(TQDM_DISABLE='1'), capture_output=True, text=True)
-    if done.returncode == 2: raise ValueError(done.stderr.strip().rpartition('\n')[2].removeprefix('reclip bench one: '))
-    if done.returncode < 0: raise MemoryError(f"the measuring process was ended by signal {-done.returncode}, most likely because memory ran out; choose a smaller n, or --no-baseline")
-    if done.returncode: raise RuntimeError(done.stderr)
+    done = subprocess.run(
+        [sys.executable, '-m', 'reclip.bench', 'one', str(spec)],
+        env=os.environ | threads | dict(TQDM_DISABLE='1'),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 2:
+        raise ValueError(done.stderr.strip().rpartition('\n')[2].removeprefix('reclip bench one: '))
+    if done.returncode < 0:
+        raise MemoryError(
+            f"the measuring process was ended by signal {-done.returncode}, most likely because memory ran out; choose a smaller n, or --no-baseline"
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return json.loads(Path(folder, 'result.json').read_text()), np.load(Path(folder, 'labels.npy'), allow_pickle=False)
 
-def _seconds(found): return next((found['seconds'][k] for k in ('all', 'together') if k in found['seconds']), found['total'])      # the released loop ends before its last look; encoding is what files to features takes
 
-def _median(runs): return sorted(runs, key=lambda o: _seconds(o[0]))[(len(runs) - 1) // 2]
+def _seconds(found):
+    return next(
+        (found['seconds'][k] for k in ('all', 'together') if k in found['seconds']), found['total']
+    )  # the released loop ends before its last look; encoding is what files to features takes
+
+
+def _median(runs):
+    return sorted(runs, key=lambda o: _seconds(o[0]))[(len(runs) - 1) // 2]
 
 # %% ../nbs/13_bench.ipynb #bench-row
-def versions(
-)->dict: # name -> version; only what is installed
+def versions() -> dict:  # name -> version; only what is installed
     "Versions of what decides about speed"
     found = dict(reclip=reclip.__version__, python=platform.python_version())
-    for name, package in dict(torch='torch', open_clip='open_clip_torch', numpy='numpy', scipy='scipy', faiss='faiss-cpu', faiss_gpu='faiss-gpu').items():
-        try: found[name] = version(package)
-        except PackageNotFoundError: pass
+    for name, package in dict(
+        torch='torch',
+        open_clip='open_clip_torch',
+        numpy='numpy',
+        scipy='scipy',
+        faiss='faiss-cpu',
+        faiss_gpu='faiss-gpu',
+    ).items():
+        try:
+            found[name] = version(package)
+        except PackageNotFoundError:
+            pass
     return found
 
+
 def _machine(settings):
-    names = [line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')] if Path('/proc/cpuinfo').is_file() else []
+    names = (
+        [
+            line.partition(':')[2].strip()
+            for line in Path('/proc/cpuinfo').read_text().splitlines()
+            if line.startswith('model name')
+        ]
+        if Path('/proc/cpuinfo').is_file()
+        else []
+    )
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else None
-    return machine(torch.device(settings['device'])) | dict(threads=settings['threads'], memory_bytes=memory, load=round(os.getloadavg()[0], 2)) | (dict(processor=names[0]) if names else {})
+    return (
+        machine(torch.device(settings['device']))
+        | dict(threads=settings['threads'], memory_bytes=memory, load=round(os.getloadavg()[0], 2))
+        | (dict(processor=names[0]) if names else {})
+    )
+
 
 def command_line(
-    case:str, # one of CASES
-    settings:dict, # all options of its command; a list for one that is repeated
-)->str: # a line for a shell
+    case: str,  # one of CASES
+    settings: dict,  # all options of its command; a list for one that is repeated
+) -> str:  # a line for a shell
     "The command that makes a row again, or several"
+
     def option(k, v):
-        if isinstance(v, bool): return [f'--{k}' if v else f'--no-{k}']
+        if isinstance(v, bool):
+            return [f'--{k}' if v else f'--no-{k}']
         return [word for o in (v if isinstance(v, list) else [v]) for word in (f'--{k.replace("_", "-")}', str(o))]
+
     return shlex.join(['reclip', 'bench', case, *(word for k, v in settings.items() for word in option(k, v))])
 
+
 def measure(
-    case:str, # one of CASES
-    settings:dict, # all options of its command
-    shape:dict, # n, m, d
-)->dict: # the row
+    case: str,  # one of CASES
+    settings: dict,  # all options of its command
+    shape: dict,  # n, m, d
+) -> dict:  # the row
     "Measure ours, and the released side if `baseline` is set, in turns"
     about, runs = _machine(settings), ([], [])
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(settings['repeats']):
-            for side in range(1 + settings.get('baseline', False)): runs[side].append(_spawn(case, side, settings, folder))
+            for side in range(1 + settings.get('baseline', False)):
+                runs[side].append(_spawn(case, side, settings, folder))
     (ours, labels), baseline = _median(runs[0]), None
     if runs[1]:
         theirs, others = _median(runs[1])
-        baseline = dict(what='released.run' if case == 'adaptation' else 'released.dense_propagation', seconds=_seconds(theirs), stages=theirs['seconds'], totals=[_seconds(o[0]) for o in runs[1]],
-                        peak_bytes=theirs['peak_bytes'], process_bytes=theirs['process_bytes'], agreement=float((labels == others).mean()), accuracy=theirs['accuracy'])
-    total, stages = _seconds(ours), ours['seconds'] | (dict(other=round(ours['total'] - sum(ours['seconds'].values()), 6)) if case == 'adaptation' else {})
-    return dict(name=case, settings=settings, **shape, seconds=stages, total=total, totals=[_seconds(o[0]) for o in runs[0]], peak_bytes=ours['peak_bytes'], process_bytes=ours['process_bytes'], memory=MEMORY[torch.device(settings['device']).type],
-                accuracy=ours['accuracy'], recall=ours['recall'], baseline=baseline, ratio=baseline and round(baseline['seconds'] / total, 3), versions=versions(), machine=about, seed=settings['seed'], command=command_line(case, settings), date=datetime.now().astimezone().isoformat(timespec='seconds'))
+        baseline = dict(
+            what='released.run' if case == 'adaptation' else 'released.dense_propagation',
+            seconds=_seconds(theirs),
+            stages=theirs['seconds'],
+            totals=[_seconds(o[0]) for o in runs[1]],
+            peak_bytes=theirs['peak_bytes'],
+            process_bytes=theirs['process_bytes'],
+            agreement=float((labels == others).mean()),
+            accuracy=theirs['accuracy'],
+        )
+    total, stages = (
+        _seconds(ours),
+        ours['seconds']
+        | (dict(other=round(ours['total'] - sum(ours['seconds'].values()), 6)) if case == 'adaptation' else {}),
+    )
+    return dict(
+        name=case,
+        settings=settings,
+        **shape,
+        seconds=stages,
+        total=total,
+        totals=[_seconds(o[0]) for o in runs[0]],
+        peak_bytes=ours['peak_bytes'],
+        process_bytes=ours['process_bytes'],
+        memory=MEMORY[torch.device(settings['device']).type],
+        accuracy=ours['accuracy'],
+        recall=ours['recall'],
+        baseline=baseline,
+        ratio=baseline and round(baseline['seconds'] / total, 3),
+        versions=versions(),
+        machine=about,
+        seed=settings['seed'],
+        command=command_line(case, settings),
+        date=datetime.now().astimezone().isoformat(timespec='seconds'),
+    )
 
 # %% ../nbs/13_bench.ipynb #bench-files
 def add_row(
-    row:dict, # from measure
-    path:str|os.PathLike, # `.jsonl`
+    row: dict,  # from measure
+    path: str | os.PathLike,  # `.jsonl`
 ):
     "Append a row; the file is replaced as a whole, so that a reader never sees half a row"
     path = Path(path)
     before = path.read_text(encoding='utf-8') if path.is_file() else ''
-    with whole_file(path) as p: p.write_text(before + json.dumps(row) + '\n', encoding='utf-8')
+    with whole_file(path) as p:
+        p.write_text(before + json.dumps(row) + '\n', encoding='utf-8')
+
 
 def read_rows(
-    folder:str|os.PathLike, # with `.jsonl` files; it need not be there
-    case:str|None=None, # only rows of this name
-)->list[dict]: # the last one of each command and machine, in the order in which they were made
+    folder: str | os.PathLike,  # with `.jsonl` files; it need not be there
+    case: str | None = None,  # only rows of this name
+) -> list[dict]:  # the last one of each command and machine, in the order in which they were made
     "All rows of a folder; `ValueError` names the line that is no row"
     found = {}
     for path in sorted(Path(folder).glob('*.jsonl')):
         for i, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-            try: row = json.loads(line); key = row['command'], row['machine']['processor'], row['machine']['gpu']
-            except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}, line {i}: not a row of the bench ({type(e).__name__}: {e}); take it out") from e
+            try:
+                row = json.loads(line)
+                key = row['command'], row['machine']['processor'], row['machine']['gpu']
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(
+                    f"{path}, line {i}: not a row of the bench ({type(e).__name__}: {e}); take it out"
+                ) from e
             found.pop(key, None)
             found[key] = row
     return [row for row in found.values() if case in (None, row['name'])]
 
+
 def slope(
-    x, # (n,) positive, two or more
-    y, # (n,) positive
-)->float: # p of the line y = c x^p
+    x,  # (n,) positive, two or more
+    y,  # (n,) positive
+) -> float:  # p of the line y = c x^p
     "Least-squares exponent in log-log"
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
-REPEATED = dict(propagation=('n', 'm'), encoding=('batch_size', 'precision'), devices=('processes', 'threads'))      # options that one command can vary
+
+REPEATED = dict(
+    propagation=('n', 'm'), encoding=('batch_size', 'precision'), devices=('processes', 'threads')
+)  # options that one command can vary
+
 
 def _usual(case):
     "Defaults of its command"
-    found = {k: p.default[0] if isinstance(p.default, list) else p.default for k, p in inspect.signature(globals()[case]).parameters.items()}
+    found = {
+        k: p.default[0] if isinstance(p.default, list) else p.default
+        for k, p in inspect.signature(globals()[case]).parameters.items()
+    }
     return {k: getattr(v, 'value', v) for k, v in found.items()}
 
+
 def provenance(
-    rows:list[dict], # what a figure shows
-)->str: # a few lines: commands, machines, versions, seeds, dates
+    rows: list[dict],  # what a figure shows
+) -> str:  # a few lines: commands, machines, versions, seeds, dates
     "What to print under a figure"
     lines, groups = [], {}
     for r in rows:
         inner, outer = REPEATED.get(r['name'], (None, None))
         rest = json.dumps({k: v for k, v in r['settings'].items() if k not in (inner, outer)})
-        groups.setdefault((r['name'], inner, outer, rest), {}).setdefault(r['settings'].get(outer), []).append(r['settings'].get(inner))
+        groups.setdefault((r['name'], inner, outer, rest), {}).setdefault(r['settings'].get(outer), []).append(
+            r['settings'].get(inner)
+        )
     for (name, inner, outer, rest), at in groups.items():
         same = {}
-        for o, i in at.items(): same.setdefault(tuple(i), []).append(o)                  # one line for all that were measured at the same inner values
-        for i, o in same.items(): lines.append(command_line(name, ({inner: list(i), outer: o} if inner else {}) | {k: v for k, v in json.loads(rest).items() if v != _usual(name).get(k)}))
-    machines = dict.fromkeys(f"{m['gpu'] or m['processor']}, {m['threads']} thread{'s' * (m['threads'] > 1)} on {m['cores']} cores, {(m['memory_bytes'] or 0) / 1e9:.0f} GB" for m in (r['machine'] for r in rows))
+        for o, i in at.items():
+            same.setdefault(tuple(i), []).append(o)  # one line for all that were measured at the same inner values
+        for i, o in same.items():
+            lines.append(
+                command_line(
+                    name,
+                    ({inner: list(i), outer: o} if inner else {})
+                    | {k: v for k, v in json.loads(rest).items() if v != _usual(name).get(k)},
+                )
+            )
+    machines = dict.fromkeys(
+        f"{m['gpu'] or m['processor']}, {m['threads']} thread{'s' * (m['threads'] > 1)} on {m['cores']} cores, {(m['memory_bytes'] or 0) / 1e9:.0f} GB"
+        for m in (r['machine'] for r in rows)
+    )
     busy = max(r['machine']['load'] for r in rows)
     about = dict.fromkeys(', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in rows)
     dates, seeds = sorted(r['date'][:10] for r in rows), sorted({r['seed'] for r in rows})
-    return '\n'.join([*lines, 'machine: ' + '; '.join(machines) + (f'; other work on it: load average up to {busy:.1f} when a measurement began' if busy > .5 else ''), 'versions: ' + '; '.join(about),
-                      f"seed: {', '.join(map(str, seeds))}; repeats: {', '.join(map(str, sorted({r['settings']['repeats'] for r in rows})))}; measured: {dates[0]}" + (f' to {dates[-1]}' if dates[-1] != dates[0] else '')])
+    return '\n'.join(
+        [
+            *lines,
+            'machine: '
+            + '; '.join(machines)
+            + (f'; other work on it: load average up to {busy:.1f} when a measurement began' if busy > 0.5 else ''),
+            'versions: ' + '; '.join(about),
+            f"seed: {', '.join(map(str, seeds))}; repeats: {', '.join(map(str, sorted({r['settings']['repeats'] for r in rows})))}; measured: {dates[0]}"
+            + (f' to {dates[-1]}' if dates[-1] != dates[0] else ''),
+        ]
+    )
 
 # %% ../nbs/13_bench.ipynb #bench-options
-app = typer.Typer(name='bench', no_args_is_help=True, add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']),
-    help='Measure time, memory and agreement; ours and the released steps in turns, each in a process of its own. One JSON row a measurement.')
+app = typer.Typer(
+    name='bench',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode='markdown',
+    pretty_exceptions_enable=False,
+    context_settings=dict(help_option_names=['-h', '--help']),
+    help='Measure time, memory and agreement; ours and the released steps in turns, each in a process of its own. One JSON row a measurement.',
+)
 _command = functools.partial(command, group=app, prefix='bench ')
+
 
 class Method(str, Enum):
     "How neighbours are found"
-    exact = 'exact'; approximate = 'approximate'; auto = 'auto'
 
-def _option(*names, **settings): return typer.Option(*names, **settings)
-Repeats = Annotated[int, _option('--repeats', min=1, help='Measurements of each side; the one with the median time is kept.')]
-Device = Annotated[Optional[str], _option('--device', help='`cpu` or `cuda`.  [default: a GPU if there is one]', show_default=False)]
-Threads = Annotated[Optional[int], _option('--threads', min=1, help='Threads of both sides.  [default: what PyTorch takes]', show_default=False)]
+    exact = 'exact'
+    approximate = 'approximate'
+    auto = 'auto'
+
+
+def _option(*names, **settings):
+    return typer.Option(*names, **settings)
+
+
+Repeats = Annotated[
+    int, _option('--repeats', min=1, help='Measurements of each side; the one with the median time is kept.')
+]
+Device = Annotated[
+    Optional[str], _option('--device', help='`cpu` or `cuda`.  [default: a GPU if there is one]', show_default=False)
+]
+Threads = Annotated[
+    Optional[int],
+    _option('--threads', min=1, help='Threads of both sides.  [default: what PyTorch takes]', show_default=False),
+]
 Seed = Annotated[int, _option('--seed', help='Of all that is random.')]
-Output = Annotated[Optional[Path], _option('--output', '-o', help='A `.jsonl` file to append to.  [default: print the row]', show_default=False)]
+Output = Annotated[
+    Optional[Path],
+    _option('--output', '-o', help='A `.jsonl` file to append to.  [default: print the row]', show_default=False),
+]
 Baseline = Annotated[bool, _option('--baseline/--no-baseline', help='Measure the released steps too.')]
 ModelName = Annotated[str, _option('--model', help='`demo`, or an open_clip architecture, with random weights.')]
+
 
 def _common(settings):
     "Device and threads as they will be; `ValueError` before any work"
     device, output = settings['device'] or ('cuda' if torch.cuda.is_available() else 'cpu'), settings.pop('output')
-    if device not in ('cpu', 'cuda'): raise ValueError(f"device: expected cpu or cuda, got {device!r}")
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError('device: cuda was asked for, and there is no GPU that PyTorch can use')
-    if output is not None and output.suffix != '.jsonl': raise ValueError(f'{output}: expected a name that ends in .jsonl')
-    if output is not None and not output.parent.is_dir(): raise FileNotFoundError(f'{output.parent} is not there; make the folder first')
+    if device not in ('cpu', 'cuda'):
+        raise ValueError(f"device: expected cpu or cuda, got {device!r}")
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('device: cuda was asked for, and there is no GPU that PyTorch can use')
+    if output is not None and output.suffix != '.jsonl':
+        raise ValueError(f'{output}: expected a name that ends in .jsonl')
+    if output is not None and not output.parent.is_dir():
+        raise FileNotFoundError(f'{output.parent} is not there; make the folder first')
     return settings | dict(device=device, threads=settings['threads'] or torch.get_num_threads()), output
+
 
 def _tell(row):
     "One line about a row"
-    other, size, classes = row['baseline'], f'{row["settings"]["model"]} ' if 'model' in row['settings'] else '', f' m={row["m"]:,}' if row['m'] else ''
+    other, size, classes = (
+        row['baseline'],
+        f'{row["settings"]["model"]} ' if 'model' in row['settings'] else '',
+        f' m={row["m"]:,}' if row['m'] else '',
+    )
     line = f'{row["name"]} {size}n={row["n"]:,}{classes}: {row["total"]:.2f} s, {row["peak_bytes"] / 1e6:.0f} MB'
-    return line + (f'; released {other["seconds"]:.2f} s, {other["peak_bytes"] / 1e6:.0f} MB; ratio {row["ratio"]:.1f}, agreement {other["agreement"]:.4f}' if other else '')
+    return line + (
+        f'; released {other["seconds"]:.2f} s, {other["peak_bytes"] / 1e6:.0f} MB; ratio {row["ratio"]:.1f}, agreement {other["agreement"]:.4f}'
+        if other
+        else ''
+    )
+
 
 def _give(row, output):
-    if output is None: print(json.dumps(row), flush=True)
-    else: add_row(row, output); print(_tell(row), flush=True)
+    if output is None:
+        print(json.dumps(row), flush=True)
+    else:
+        add_row(row, output)
+        print(_tell(row), flush=True)
 
 # %% ../nbs/13_bench.ipynb #bench-commands
 @_command
-def propagation(n:Annotated[list[int], _option('--n', min=1, help='Images; may be repeated, one row each.')]=[1_000], m:Annotated[list[int], _option('--m', min=3, help='Classes; may be repeated.')]=[100],
-    neighbors:Annotated[int, _option('--neighbors', min=1, help='k of the graph.')]=20, alpha:Annotated[float, _option('--alpha', help='How much neighbours pass on.')]=.99, max_iter:Annotated[int, _option('--max-iter', min=1, help='Iterations of conjugate gradients, of both sides.')]=20,
-    tol:Annotated[float, _option('--tol', help='Residual that ends them.')]=1e-6, method:Annotated[Method, _option('--method', help='How ours finds neighbours; auto: as find_neighbors chooses.')]=Method.auto,
-    baseline:Baseline=True, repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
+def propagation(
+    n: Annotated[list[int], _option('--n', min=1, help='Images; may be repeated, one row each.')] = [1_000],
+    m: Annotated[list[int], _option('--m', min=3, help='Classes; may be repeated.')] = [100],
+    neighbors: Annotated[int, _option('--neighbors', min=1, help='k of the graph.')] = 20,
+    alpha: Annotated[float, _option('--alpha', help='How much neighbours pass on.')] = 0.99,
+    max_iter: Annotated[
+        int, _option('--max-iter', min=1, help='Iterations of conjugate gradients, of both sides.')
+    ] = 20,
+    tol: Annotated[float, _option('--tol', help='Residual that ends them.')] = 1e-6,
+    method: Annotated[
+        Method, _option('--method', help='How ours finds neighbours; auto: as find_neighbors chooses.')
+    ] = Method.auto,
+    baseline: Baseline = True,
+    repeats: Repeats = 3,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    output: Output = None,
+):
     """One whole propagation on made-up features: neighbours, graph, solve, labels. Example: `reclip bench propagation --n 1000 --n 2000`"""
-    settings, output = _common(dict(neighbors=neighbors, alpha=alpha, max_iter=max_iter, tol=tol, method=method.value, baseline=baseline, repeats=repeats, device=device, threads=threads, seed=seed, output=output))
-    if not 0 < alpha < 1: raise ValueError(f'alpha: expected a number between 0 and 1, both excluded, got {alpha}')
+    settings, output = _common(
+        dict(
+            neighbors=neighbors,
+            alpha=alpha,
+            max_iter=max_iter,
+            tol=tol,
+            method=method.value,
+            baseline=baseline,
+            repeats=repeats,
+            device=device,
+            threads=threads,
+            seed=seed,
+            output=output,
+        )
+    )
+    if not 0 < alpha < 1:
+        raise ValueError(f'alpha: expected a number between 0 and 1, both excluded, got {alpha}')
     for a, b in product(n, m):
-        need, most = 30 * (a + b)**2, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        if baseline and need > most: raise ValueError(f'n: the released steps need about {need / 1e9:,.0f} GB for n = {a:,}, and this machine has {most / 1e9:,.0f} GB; choose a smaller n, or pass --no-baseline')
-        if baseline and a + b <= neighbors: raise ValueError(f'n: the released steps need more than {neighbors} nodes, got {a + b}')
-    for b, a in product(m, n): _give(measure('propagation', dict(n=a, m=b) | settings, dict(n=a, m=b, d=min(b - 1, 249))), output)
+        need, most = 30 * (a + b) ** 2, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        if baseline and need > most:
+            raise ValueError(
+                f'n: the released steps need about {need / 1e9:,.0f} GB for n = {a:,}, and this machine has {most / 1e9:,.0f} GB; choose a smaller n, or pass --no-baseline'
+            )
+        if baseline and a + b <= neighbors:
+            raise ValueError(f'n: the released steps need more than {neighbors} nodes, got {a + b}')
+    for b, a in product(m, n):
+        _give(measure('propagation', dict(n=a, m=b) | settings, dict(n=a, m=b, d=min(b - 1, 249))), output)
+
 
 def _images(model, n, most):
     "How many images; `ValueError` if there are fewer, or nobody knows the model; `FileNotFoundError` without MNIST where it is needed"
-    if model != 'demo' and model not in open_clip.list_models(): raise ValueError(f'model: expected demo or a name that open_clip.list_models() shows, got {model!r}')
+    if model != 'demo' and model not in open_clip.list_models():
+        raise ValueError(f'model: expected demo or a name that open_clip.list_models() shows, got {model!r}')
     if model == 'demo' and (n or 0) > 1797:
         from reclip import demo
-        if n > (have := len(demo.demo_mnist()[0])): raise ValueError(f'n: scikit-learn has 1,797 digits and MNIST {have:,}, got {n:,}')
+
+        if n > (have := len(demo.demo_mnist()[0])):
+            raise ValueError(f'n: scikit-learn has 1,797 digits and MNIST {have:,}, got {n:,}')
     return n or (1797 if model == 'demo' else most)
 
+
 @_command
-def adaptation(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', min=30, help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.  [default: 1,797 digits; 10,000 made-up ones]', show_default=False)]=None, m:Annotated[int, _option('--m', min=3, max=1000, help='Classes of a named architecture.')]=100,
-    epochs:Annotated[int, _option('--epochs', min=0, help='Passes over the images.')]=2, recipe:Annotated[Recipe, _option('--recipe', help='Of both sides.')]=Recipe.official, step:Annotated[int, _option('--step', min=1, help='Images in one training step.')]=64,
-    precision:Annotated[Precision, _option('--precision', help='Of our towers.')]=Precision.float32, workers:Annotated[int, _option('--workers', min=0, help='Processes that open images, of both sides.')]=0,
-    baseline:Baseline=True, repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
+def adaptation(
+    model: ModelName = 'demo',
+    n: Annotated[
+        Optional[int],
+        _option(
+            '--n',
+            min=30,
+            help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.  [default: 1,797 digits; 10,000 made-up ones]',
+            show_default=False,
+        ),
+    ] = None,
+    m: Annotated[int, _option('--m', min=3, max=1000, help='Classes of a named architecture.')] = 100,
+    epochs: Annotated[int, _option('--epochs', min=0, help='Passes over the images.')] = 2,
+    recipe: Annotated[Recipe, _option('--recipe', help='Of both sides.')] = Recipe.official,
+    step: Annotated[int, _option('--step', min=1, help='Images in one training step.')] = 64,
+    precision: Annotated[Precision, _option('--precision', help='Of our towers.')] = Precision.float32,
+    workers: Annotated[int, _option('--workers', min=0, help='Processes that open images, of both sides.')] = 0,
+    baseline: Baseline = True,
+    repeats: Repeats = 3,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    output: Output = None,
+):
     """One whole adaptation, ours against the released loop. Example: `reclip bench adaptation --model ViT-B-32 --n 10000 --device cuda --precision float16`"""
     n, m = _images(model, n, 10_000), 10 if model == 'demo' else m
-    settings, output = _common(dict(model=model, n=n, m=m, epochs=epochs, recipe=recipe.value, step=step, precision=precision.value, workers=workers, baseline=baseline, repeats=repeats, device=device, threads=threads, seed=seed, output=output))
+    settings, output = _common(
+        dict(
+            model=model,
+            n=n,
+            m=m,
+            epochs=epochs,
+            recipe=recipe.value,
+            step=step,
+            precision=precision.value,
+            workers=workers,
+            baseline=baseline,
+            repeats=repeats,
+            device=device,
+            threads=threads,
+            seed=seed,
+            output=output,
+        )
+    )
     d = 64 if model == 'demo' else (open_clip.get_model_config(model) or {}).get('embed_dim')
     _give(measure('adaptation', settings, dict(n=n, m=m, d=d)), output)
 
+
 @_command
-def encoding(model:ModelName='demo', n:Annotated[Optional[int], _option('--n', min=1, help='Image files.  [default: all 1,797 digits; 256 made-up photos]', show_default=False)]=None, batch_size:Annotated[list[int], _option('--batch-size', min=1, help='Images in one forward pass; may be repeated.')]=[256],
-    precision:Annotated[list[Precision], _option('--precision', help='Of the image tower; may be repeated.')]=[Precision.float32], workers:Annotated[list[int], _option('--workers', min=0, help='Processes that open images; may be repeated.')]=[0],
-    repeats:Repeats=3, device:Device=None, threads:Threads=None, seed:Seed=0, output:Output=None):
+def encoding(
+    model: ModelName = 'demo',
+    n: Annotated[
+        Optional[int],
+        _option('--n', min=1, help='Image files.  [default: all 1,797 digits; 256 made-up photos]', show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        list[int], _option('--batch-size', min=1, help='Images in one forward pass; may be repeated.')
+    ] = [256],
+    precision: Annotated[list[Precision], _option('--precision', help='Of the image tower; may be repeated.')] = [
+        Precision.float32
+    ],
+    workers: Annotated[list[int], _option('--workers', min=0, help='Processes that open images; may be repeated.')] = [
+        0
+    ],
+    repeats: Repeats = 3,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    output: Output = None,
+):
     """Images per second: opening files, the image tower, both together. Example: `reclip bench encoding --batch-size 64 --batch-size 256`"""
     n = _images(model, n, 256)
     settings, output = _common(dict(repeats=repeats, device=device, threads=threads, seed=seed, output=output))
-    for b, p, w in product(batch_size, precision, workers): _give(measure('encoding', dict(model=model, n=n, batch_size=b, precision=p.value, workers=w) | settings, dict(n=n, m=None, d=None)), output)
+    for b, p, w in product(batch_size, precision, workers):
+        _give(
+            measure(
+                'encoding',
+                dict(model=model, n=n, batch_size=b, precision=p.value, workers=w) | settings,
+                dict(n=n, m=None, d=None),
+            ),
+            output,
+        )
 
 # %% ../nbs/13_bench.ipynb #bench-devices
 def _run_of_processes(settings, folder):
     "Seconds by stage of one run of the command line on the first digits or MNIST images"
     from reclip import demo
-    images, photos = (demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist())[0][:settings['n']], Path(folder, 'images')
+
+    images, photos = (
+        (demo.demo_digits() if settings['n'] <= 1797 else demo.demo_mnist())[0][: settings['n']],
+        Path(folder, 'images'),
+    )
     if not photos.is_dir():
         photos.mkdir()
-        for i, image in enumerate(images): image.save(photos / f'{i:05}.png')
-    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(settings['processes'])] if settings['processes'] > 1 else []
-    line = [sys.executable, *launcher, '-m', 'reclip', 'adapt', str(photos), '-c', ','.join(demo.class_names), '-t', 'digit', '-m', 'demo', '-o', str(Path(folder, 'run')), '--epochs', str(settings['epochs']), '--seed', str(settings['seed']), '--no-cache', '--overwrite', '-q']
+        for i, image in enumerate(images):
+            image.save(photos / f'{i:05}.png')
+    launcher = (
+        ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(settings['processes'])]
+        if settings['processes'] > 1
+        else []
+    )
+    line = [
+        sys.executable,
+        *launcher,
+        '-m',
+        'reclip',
+        'adapt',
+        str(photos),
+        '-c',
+        ','.join(demo.class_names),
+        '-t',
+        'digit',
+        '-m',
+        'demo',
+        '-o',
+        str(Path(folder, 'run')),
+        '--epochs',
+        str(settings['epochs']),
+        '--seed',
+        str(settings['seed']),
+        '--no-cache',
+        '--overwrite',
+        '-q',
+    ]
     threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), str(settings['threads']))
     done = subprocess.run(line, env=os.environ | threads | dict(TQDM_DISABLE='1'), capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(done.stderr)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     seconds = json.loads(Path(folder, 'run', 'config.json').read_text(encoding='utf-8'))['run']['seconds']
     return {k: seconds[k] for k in ('encode', 'fit')}
 
+
 @_command
-def devices(processes:Annotated[list[int], _option('--processes', min=1, help='Of this machine; may be repeated.')]=[1, 2], n:Annotated[int, _option('--n', min=30, help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.')]=1797, epochs:Annotated[int, _option('--epochs', min=1, help='Passes over the images.')]=2,
-    repeats:Repeats=3, threads:Annotated[int, _option('--threads', min=1, help='Threads of each process.')]=1, seed:Seed=0, output:Output=None):
+def devices(
+    processes: Annotated[list[int], _option('--processes', min=1, help='Of this machine; may be repeated.')] = [1, 2],
+    n: Annotated[
+        int, _option('--n', min=30, help='Images; beyond 1,797 digits those of MNIST, from `$RECLIP_DATA`.')
+    ] = 1797,
+    epochs: Annotated[int, _option('--epochs', min=1, help='Passes over the images.')] = 2,
+    repeats: Repeats = 3,
+    threads: Annotated[int, _option('--threads', min=1, help='Threads of each process.')] = 1,
+    seed: Seed = 0,
+    output: Output = None,
+):
     """One run of the command line by one process and by several. Example: `reclip bench devices --processes 1 --processes 2`"""
-    settings, output = _common(dict(n=_images('demo', n, n), epochs=epochs, repeats=repeats, threads=threads, seed=seed, device=None, output=output))
-    if max(processes) > 1 and find_spec('accelerate') is None: raise ValueError("processes: more than one needs accelerate: pip install 'reclip-torch[devices]'")
+    settings, output = _common(
+        dict(
+            n=_images('demo', n, n),
+            epochs=epochs,
+            repeats=repeats,
+            threads=threads,
+            seed=seed,
+            device=None,
+            output=output,
+        )
+    )
+    if max(processes) > 1 and find_spec('accelerate') is None:
+        raise ValueError("processes: more than one needs accelerate: pip install 'reclip-torch[devices]'")
     for p in processes:
         own, about = dict(processes=p) | settings, _machine(settings)
-        with tempfile.TemporaryDirectory() as folder: runs = sorted((_run_of_processes(own, folder) for _ in range(repeats)), key=lambda o: sum(o.values()))
+        with tempfile.TemporaryDirectory() as folder:
+            runs = sorted((_run_of_processes(own, folder) for _ in range(repeats)), key=lambda o: sum(o.values()))
         middle = runs[(len(runs) - 1) // 2]
         command = command_line('devices', {k: v for k, v in own.items() if k != 'device'})
-        _give(dict(name='devices', settings=own, n=n, m=10, d=64, seconds=middle, total=round(sum(middle.values()), 3), totals=[round(sum(o.values()), 3) for o in runs], peak_bytes=0, baseline=None, ratio=None, versions=versions(), machine=about, seed=seed, command=command, date=datetime.now().astimezone().isoformat(timespec='seconds')), output)
+        _give(
+            dict(
+                name='devices',
+                settings=own,
+                n=n,
+                m=10,
+                d=64,
+                seconds=middle,
+                total=round(sum(middle.values()), 3),
+                totals=[round(sum(o.values()), 3) for o in runs],
+                peak_bytes=0,
+                baseline=None,
+                ratio=None,
+                versions=versions(),
+                machine=about,
+                seed=seed,
+                command=command,
+                date=datetime.now().astimezone().isoformat(timespec='seconds'),
+            ),
+            output,
+        )
 
 # %% ../nbs/13_bench.ipynb #bench-all
 def plan(
-    full:bool, # sizes to be quoted, or small ones
-    device:str='cpu', # on a GPU, real architectures too
-)->list[tuple]: # (command, options)
+    full: bool,  # sizes to be quoted, or small ones
+    device: str = 'cpu',  # on a GPU, real architectures too
+) -> list[tuple]:  # (command, options)
     "What the pages draw"
-    if not full: return [(propagation, dict(n=[500, 1_000, 2_000], m=[100], repeats=1)), (propagation, dict(n=[4_000, 8_000], m=[100], baseline=False, repeats=1)), (propagation, dict(n=[4_000], m=[10, 30], baseline=False, repeats=1)),
-                         (adaptation, dict(n=300, repeats=1)), (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)), (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1)), (devices, dict(n=300, epochs=1, repeats=1))]
-    return [(propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)), (propagation, dict(n=[10_000], m=[100], repeats=1)), (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
-            (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)), (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
-            (propagation, dict(n=[10_000, 50_000, 1_000_000], m=[100], baseline=False, max_iter=100, repeats=1)), (propagation, dict(n=[50_000], m=[1_000], baseline=False, max_iter=100, repeats=1)),
-            (adaptation, dict(repeats=3)), *([(adaptation, dict(n=5_000, repeats=1)), (adaptation, dict(n=10_000, epochs=1, repeats=1))] if os.environ.get('RECLIP_DATA') else []), (encoding, dict(batch_size=[16, 64, 256], repeats=3)), (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)), (devices, dict(repeats=3)),
-            *((function, dict(model=model) | options) for model in ('ViT-B-32', 'ViT-L-14') for function, options in ((adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)), (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1))) if device == 'cuda')]
+    if not full:
+        return [
+            (propagation, dict(n=[500, 1_000, 2_000], m=[100], repeats=1)),
+            (propagation, dict(n=[4_000, 8_000], m=[100], baseline=False, repeats=1)),
+            (propagation, dict(n=[4_000], m=[10, 30], baseline=False, repeats=1)),
+            (adaptation, dict(n=300, repeats=1)),
+            (encoding, dict(n=300, batch_size=[16, 64, 256], repeats=1)),
+            (encoding, dict(n=300, batch_size=[256], precision=[Precision.bfloat16], repeats=1)),
+            (devices, dict(n=300, epochs=1, repeats=1)),
+        ]
+    return [
+        (propagation, dict(n=[1_000, 2_000, 5_000], m=[100], repeats=3)),
+        (propagation, dict(n=[10_000], m=[100], repeats=1)),
+        (propagation, dict(n=[20_000, 50_000, 100_000], m=[100], baseline=False, repeats=1)),
+        (propagation, dict(n=[50_000], m=[10, 1_000], baseline=False, repeats=1)),
+        (propagation, dict(n=[1_000_000], m=[100], baseline=False, repeats=1)),
+        (propagation, dict(n=[10_000, 50_000, 1_000_000], m=[100], baseline=False, max_iter=100, repeats=1)),
+        (propagation, dict(n=[50_000], m=[1_000], baseline=False, max_iter=100, repeats=1)),
+        (adaptation, dict(repeats=3)),
+        *(
+            [(adaptation, dict(n=5_000, repeats=1)), (adaptation, dict(n=10_000, epochs=1, repeats=1))]
+            if os.environ.get('RECLIP_DATA')
+            else []
+        ),
+        (encoding, dict(batch_size=[16, 64, 256], repeats=3)),
+        (encoding, dict(batch_size=[256], precision=[Precision.bfloat16], repeats=3)),
+        (devices, dict(repeats=3)),
+        *(
+            (function, dict(model=model) | options)
+            for model in ('ViT-B-32', 'ViT-L-14')
+            for function, options in (
+                (adaptation, dict(n=10_000, precision=Precision.float16, repeats=1)),
+                (encoding, dict(n=2_000, precision=[Precision.float16], workers=[0, 8], repeats=1)),
+            )
+            if device == 'cuda'
+        ),
+    ]
+
 
 @_command
-def all_(output:Annotated[Path, _option('--output', '-o', help='Folder of row files; those of this device are begun anew.')]=Path('nbs/benchmarks/rows'), full:Annotated[bool, _option('--full/--quick', help='Sizes to be quoted, in about half an hour on two cores, or small ones in a few minutes.')]=False,
-    device:Device=None, threads:Threads=None, seed:Seed=0):
+def all_(
+    output: Annotated[
+        Path, _option('--output', '-o', help='Folder of row files; those of this device are begun anew.')
+    ] = Path('nbs/benchmarks/rows'),
+    full: Annotated[
+        bool,
+        _option(
+            '--full/--quick',
+            help='Sizes to be quoted, in about half an hour on two cores, or small ones in a few minutes.',
+        ),
+    ] = False,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+):
     """Every row that the pages draw. Example: `reclip bench all --full -o nbs/benchmarks/rows`"""
     settings, _ = _common(dict(device=device, threads=threads, seed=seed, output=None))
     output.mkdir(parents=True, exist_ok=True)
     begun = set()
     for function, options in plan(full, settings['device']):
         path = output / f'{function.__name__}-{settings["device"]}.jsonl'
-        if path not in begun: path.unlink(missing_ok=True); begun.add(path)
-        function(**options, **({k: v for k, v in settings.items() if k == 'seed'} if function is devices else settings), output=path)
+        if path not in begun:
+            path.unlink(missing_ok=True)
+            begun.add(path)
+        function(
+            **options,
+            **({k: v for k, v in settings.items() if k == 'seed'} if function is devices else settings),
+            output=path,
+        )
+
 
 @app.command('one', hidden=True)
-def one(spec:Path):
-    try: _child(*json.loads(spec.read_text()))
-    except (ValueError, MemoryError) as e: print(f'reclip bench one: {" ".join(str(e).split())}', file=sys.stderr); raise typer.Exit(2)
+def one(spec: Path):
+    try:
+        _child(*json.loads(spec.read_text()))
+    except (ValueError, MemoryError) as e:
+        print(f'reclip bench one: {" ".join(str(e).split())}', file=sys.stderr)
+        raise typer.Exit(2)
 
 # %% ../nbs/13_bench.ipynb #bench-main
 #| eval: false
-if __name__ == '__main__': app(prog_name='reclip bench')
+if __name__ == '__main__':
+    app(prog_name='reclip bench')

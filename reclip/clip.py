@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'load_clip', 'unit_rows', 'out_of_memory', 'fit_memory', 'mixed', 'image_loader', 'usual_batch',
-           'placer', 'encode_shares', 'encode_images', 'can_cut', 'cut_tokens', 'encode_tokens', 'encode_text',
+           'placer', 'encode_shares', 'encode_images', 'can_cut', 'cut_tokens', 'encode_tokens', 'encode_text', 'Clip',
            'prompt_tokens']
 
 # %% ../nbs/01_clip.ipynb #clip-export-imports
@@ -19,20 +19,21 @@ from tqdm.auto import tqdm
 from .trust import SCHEMES, check_configs, no_code_of_others, remember_model
 from .weights import UnusableModel, check_weights, checkpoint_file, checkpoint_settings, why_not_loaded
 from .notes import note
+from .settings import DEFAULTS, Settings, using
 from .devices import alike, default_device, everyone, gather_rows, is_first, share, together, world
 from .pictures import ImageDataset, UnreadableImage, note_remarks, remarks
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
 def _check_name(
-    name:str, # what the user asked for
-    known:Sequence[str], # what there is
-    what:str, # how to call it in the message
+    name: str,  # what the user asked for
+    known: Sequence[str],  # what there is
+    what: str,  # how to call it in the message
 ):
     "`ValueError` with the nearest ones if there is none of that name"
     if name in known:
         return
     own = {o.lower(): o for o in known}
-    near = [own[o] for o in difflib.get_close_matches(name.lower(), own, n=3, cutoff=.5)]
+    near = [own[o] for o in difflib.get_close_matches(name.lower(), own, n=3, cutoff=0.5)]
     told = f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}" if len(known) < 30 else ''
     raise ValueError(f"unknown {what} {name!r}{told}; there are {len(known)}: open_clip.list_pretrained() shows them")
 
@@ -61,10 +62,10 @@ def _check_source(model, pretrained):
 
 
 def load_clip(
-    model:str='ViT-B-32', # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or `"demo"`, which comes along
-    pretrained:str|None='openai', # open_clip tag or path of a local checkpoint; of an architecture only
-    device:str|torch.device|None=None, # default: default_device
-)->tuple: # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W); list of str -> (B, L) int64
+    model: str = 'ViT-B-32',  # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or `"demo"`, which comes along
+    pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint; of an architecture only
+    device: str | torch.device | None = None,  # default: default_device
+) -> tuple:  # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W); list of str -> (B, L) int64
     """Load a CLIP model with its own image preprocessing and tokenizer. What carries code is refused.
 
     `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint.
@@ -72,6 +73,7 @@ def load_clip(
     device = _device(device)
     if model == 'demo':
         from reclip.demo import demo_clip
+
         return demo_clip(device)
     named = not model.startswith(SCHEMES)
     if named:
@@ -81,8 +83,9 @@ def load_clip(
     settings, weights = (checkpoint_settings(model, pretrained), str(pretrained)) if named else ({}, None)
     try:
         with no_code_of_others():
-            net, preprocess = open_clip.create_model_from_pretrained(model, weights, device=device,
-                                                                     pretrained_text=False, **settings)
+            net, preprocess = open_clip.create_model_from_pretrained(
+                model, weights, device=device, pretrained_text=False, **settings
+            )
             tokenizer = open_clip.get_tokenizer(model)
     except (FileNotFoundError, MemoryError, torch.cuda.OutOfMemoryError, UnusableModel):
         raise
@@ -95,14 +98,14 @@ def load_clip(
 def _moderate(x):
     "Rows whose squares would leave the range of their type, divided by their largest value; all others as they are"
     top = x.abs().amax(1, keepdim=True)
-    odd = (top > 2.**55) | (top < 2.**-55)
+    odd = (top > 2.0**55) | (top < 2.0**-55)
     return torch.where(odd & (top > 0), x / top, x) if odd.any() else x
 
 
 def unit_rows(
-    features, # (N, D) tensor or array of any float type
-    name:str='features', # what to call them in an error
-)->torch.Tensor: # (N, D) float32 (float64 stays), rows of length 1
+    features,  # (N, D) tensor or array of any float type
+    name: str = 'features',  # what to call them in an error
+) -> torch.Tensor:  # (N, D) float32 (float64 stays), rows of length 1
     "Features as L2-normalised rows; `ValueError` if they are empty, not 2-D, not finite, or a row is zero"
     x = torch.as_tensor(features)
     if x.ndim != 2 or 0 in x.shape:
@@ -113,8 +116,10 @@ def unit_rows(
     bad = ~torch.isfinite(x).all(1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        raise ValueError(f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity, first in row {first}; "
-                         "drop or re-encode them")
+        raise ValueError(
+            f"{name}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity, first in row {first}; "
+            "drop or re-encode them"
+        )
     x = _moderate(x)
     length = x.norm(dim=1, keepdim=True)
     if (length == 0).any():
@@ -124,62 +129,85 @@ def unit_rows(
 
 # %% ../nbs/01_clip.ipynb #clip-memory
 def out_of_memory(
-    error:BaseException, # what was raised
-)->bool: # whether smaller parts may help
+    error: BaseException,  # what was raised
+) -> bool:  # whether smaller parts may help
     "Whether an error says that the memory of the device or of the machine was not enough"
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or isinstance(error, RuntimeError)
+        and "can't allocate memory" in str(error)
+    )
+
 
 def fit_memory(
-    run:Callable, # size -> result
-    size:int, # first try
-)->tuple: # the result, and the size that worked
+    run: Callable,  # size -> result
+    size: int,  # first try
+) -> tuple:  # the result, and the size that worked
     "`run(size)`, again with half the size for as long as memory runs out"
     while True:
-        try: return run(size), size
+        try:
+            return run(size), size
         except (RuntimeError, MemoryError) as e:
-            if size <= 1 or not out_of_memory(e): raise
+            if size <= 1 or not out_of_memory(e):
+                raise
         size //= 2
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 # %% ../nbs/01_clip.ipynb #clip-mixed
 PRECISIONS = dict(float32=None, bfloat16=torch.bfloat16, float16=torch.float16)
 
+
 def mixed(
-    device:str|torch.device, # where the model is
-    precision:str='float32', # `"float32"`, `"bfloat16"` or `"float16"`
+    device: str | torch.device,  # where the model is
+    precision: str = 'float32',  # `"float32"`, `"bfloat16"` or `"float16"`
 ):
     "Context in which a tower runs in that precision; `ValueError` names the known ones"
-    if precision not in PRECISIONS: raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     return torch.autocast(torch.device(device).type, PRECISIONS[precision]) if PRECISIONS[precision] else nullcontext()
 
 # %% ../nbs/01_clip.ipynb #clip-image-loader
 def image_loader(
-    data:Dataset, # of preprocessed tensors
-    device:str|torch.device, # where the model is
-    num_workers:int=0, # processes that open and preprocess images
-    **settings, # of DataLoader: batch_size or batch_sampler, collate_fn
-)->DataLoader:
+    data: Dataset,  # of preprocessed tensors
+    device: str | torch.device,  # where the model is
+    num_workers: int = 0,  # processes that open and preprocess images
+    **settings,  # of DataLoader: batch_size or batch_sampler, collate_fn
+) -> DataLoader:
     "Batches of images, in memory that a GPU can fetch from while it computes; no global random numbers are drawn"
-    return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=torch.device(device).type == 'cuda', **settings)
+    return DataLoader(
+        data,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+        pin_memory=torch.device(device).type == 'cuda',
+        **settings,
+    )
+
 
 def usual_batch(
-    device:str|torch.device, # where the model is
-)->int: # images in one forward pass
+    device: str | torch.device,  # where the model is
+) -> int:  # images in one forward pass
     "Many for a GPU, which wants to be busy; few for a CPU, whose cache is small"
     return 32 if torch.device(device).type == 'cpu' else 256
 
+
 def placer(
-    model, # open_clip model
-    device:str|torch.device, # where it is
-)->Callable: # images (B, 3, H, W) -> the same on the device
+    model,  # open_clip model
+    device: str | torch.device,  # where it is
+) -> Callable:  # images (B, 3, H, W) -> the same on the device
     "How images go to the model: without waiting for the copy; channels last for a convolutional tower, whose kernels prefer it"
-    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in model.visual.modules()) if hasattr(model, 'visual') else 0
-    layout = torch.channels_last if convolutions > 1 else torch.contiguous_format        # a transformer has one, for its patches
+    convolutions = (
+        sum(isinstance(m, torch.nn.Conv2d) for m in model.visual.modules()) if hasattr(model, 'visual') else 0
+    )
+    layout = (
+        torch.channels_last if convolutions > 1 else torch.contiguous_format
+    )  # a transformer has one, for its patches
     return lambda images: images.to(device, non_blocking=True, memory_format=layout)
 
 # %% ../nbs/01_clip.ipynb #clip-encode-rows
 class _Careful(Dataset):
     "Position, tensor, reason and remarks of an image: a reason instead of a tensor where it cannot be opened"
+
     def __init__(self, data):
         self.data = data
 
@@ -219,28 +247,33 @@ def _encode_rows(model, data, size, num_workers, progress, precision, unreadable
                 remark(*o)
             if batch is None:
                 continue
+
             def encode(size):
                 return torch.cat([model.encode_image(place(part)).float() for part in batch.split(size)])
+
             found, size = fit_memory(encode, size)
             rows.append(unit_rows(found, 'image_features'))
     return torch.cat(rows) if rows else None
 
 
 def encode_shares(
-    encode:Callable, # (slice of the images, unreadable, remark) -> features of those that can be opened, or None
-    n:int, # images in all
-    unreadable:Callable|None=None, # see encode_images; receives positions among all
-    remark:Callable=lambda *_: None, # see encode_images; receives positions among all
-)->torch.Tensor: # features of all images, on every process
+    encode: Callable,  # (slice of the images, unreadable, remark) -> features of those that can be opened, or None
+    n: int,  # images in all
+    unreadable: Callable | None = None,  # see encode_images; receives positions among all
+    remark: Callable = lambda *_: None,  # see encode_images; receives positions among all
+) -> torch.Tensor:  # features of all images, on every process
     "Each process encodes its share; `ValueError` if no image could be opened"
     if world() == 1:
         found = encode(slice(0, n), unreadable, remark)
     else:
         mine, bad, told = share(n), [], []
+
         def tell(i, why):
             bad.append((mine.start + i, why))
+
         def hear(i, *about):
             told.append((mine.start + i, *about))
+
         found = gather_rows(together(lambda: encode(mine, None if unreadable is None else tell, hear)))
         for i, why in (o for of in everyone(bad) for o in of):
             unreadable(i, why)
@@ -253,87 +286,175 @@ def encode_shares(
 # %% ../nbs/01_clip.ipynb #clip-encode-images
 @torch.no_grad()
 def encode_images(
-    model, # open_clip model
-    images, # what ImageDataset takes, or one
-    preprocess=None, # the model's own, for images that are not tensors
-    batch_size:int|None=None, # images in one forward pass; default: see usual_batch; halved when memory runs out
-    num_workers:int=0, # processes that open and preprocess images
-    progress:bool=False, # show a bar
-    precision:str='float32', # of the image tower, see mixed
-    unreadable:Callable|None=None, # receives position and reason of an image that cannot be opened; default: raise
-    remark:Callable|None=None, # receives position, kind and detail, see remark; default: one note a kind
-)->torch.Tensor: # (N, D) float32, unit rows, on the model's device
+    model,  # open_clip model
+    images,  # what ImageDataset takes, or one
+    preprocess=None,  # the model's own, for images that are not tensors
+    batch_size: int | None = None,  # images in one forward pass; default: see usual_batch; halved when memory runs out
+    num_workers: int = 0,  # processes that open and preprocess images
+    progress: bool = False,  # show a bar
+    precision: str = 'float32',  # of the image tower, see mixed
+    unreadable: Callable
+    | None = None,  # receives position and reason of an image that cannot be opened; default: raise
+    remark: Callable | None = None,  # receives position, kind and detail, see remark; default: one note a kind
+) -> torch.Tensor:  # (N, D) float32, unit rows, on the model's device
     "Image features of all images that can be opened, in their order; `ValueError` or `UnreadableImage` if there are none"
     data = images if isinstance(images, ImageDataset) else ImageDataset(images, preprocess)
     told, device = [], next(iter(model.parameters())).device
     settings = batch_size or usual_batch(device), num_workers, progress, precision
+
     def hear(*about):
         told.append(about)
+
     def encode(mine, unreadable, remark):
         part = data if mine == slice(0, len(data)) else Subset(data, range(mine.start, mine.stop))
         return _encode_rows(model, part, *settings, unreadable, remark)
+
     found = encode_shares(encode, len(data), unreadable, remark or hear)
     note_remarks(told, len(data), lambda i: f'image {i}')
     return found.to(device)
 
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens
-def _text_tower(model): return getattr(model, 'text', model)  # open_clip.CLIP carries the parts of its text tower itself
+def _text_tower(model):
+    return getattr(model, 'text', model)  # open_clip.CLIP carries the parts of its text tower itself
 
-def _pool(tower): return getattr(tower, 'text_pool_type', getattr(tower, 'pool_type', None))
+
+def _pool(tower):
+    return getattr(tower, 'text_pool_type', getattr(tower, 'pool_type', None))
+
 
 def can_cut(
-    model, # open_clip model
-)->bool: # True if shorter token rows give the same features
+    model,  # open_clip model
+) -> bool:  # True if shorter token rows give the same features
     "Whether padding behind the end token can be left away: a causal mask, and the end token read out"
     t = _text_tower(model)
-    return getattr(t, 'attn_mask', None) is not None and getattr(t, 'cls_emb', None) is None and _pool(t) in ('argmax', 'eos') and hasattr(t, 'token_embedding')
+    return (
+        getattr(t, 'attn_mask', None) is not None
+        and getattr(t, 'cls_emb', None) is None
+        and _pool(t) in ('argmax', 'eos')
+        and hasattr(t, 'token_embedding')
+    )
+
 
 def _ends(model, tokens):
     "Position of each row's end token"
     t = _text_tower(model)
-    return (tokens == getattr(t, 'text_eos_id', getattr(t, 'eos_id', None))).int().argmax(1) if _pool(t) == 'eos' else tokens.argmax(1)
+    return (
+        (tokens == getattr(t, 'text_eos_id', getattr(t, 'eos_id', None))).int().argmax(1)
+        if _pool(t) == 'eos'
+        else tokens.argmax(1)
+    )
+
 
 def cut_tokens(
-    model, # open_clip model
-    tokens:torch.Tensor, # (P, L) int64, as the tokenizer gives them, on the CPU
-)->torch.Tensor: # (P, l), l <= L
+    model,  # open_clip model
+    tokens: torch.Tensor,  # (P, L) int64, as the tokenizer gives them, on the CPU
+) -> torch.Tensor:  # (P, l), l <= L
     "Only as many columns as the longest prompt has; all of them if the tower cannot be cut"
-    return tokens[:, :int(_ends(model, tokens).max()) + 1] if can_cut(model) else tokens
+    return tokens[:, : int(_ends(model, tokens).max()) + 1] if can_cut(model) else tokens
 
 # %% ../nbs/01_clip.ipynb #clip-encode-tokens-encode-tokens
 def encode_tokens(
-    model, # open_clip model
-    tokens:torch.Tensor, # (B, l) int64, whole or from cut_tokens, on the model's device
-)->torch.Tensor: # (B, D) float32, unit rows; carries gradients
+    model,  # open_clip model
+    tokens: torch.Tensor,  # (B, l) int64, whole or from cut_tokens, on the model's device
+) -> torch.Tensor:  # (B, D) float32, unit rows; carries gradients
     "Text features of one batch; a causal tower runs over the given columns and no more. The host does not wait for the device"
-    if not can_cut(model): return F.normalize(model.encode_text(tokens).float(), dim=-1)
+    if not can_cut(model):
+        return F.normalize(model.encode_text(tokens).float(), dim=-1)
     t, n = _text_tower(model), tokens.shape[1]
     dtype = t.transformer.get_cast_dtype()
     x = t.token_embedding(tokens).to(dtype) + t.positional_embedding[:n].to(dtype)
     x = t.ln_final(t.transformer(x, attn_mask=t.attn_mask[:n, :n]))
     x = x[torch.arange(len(x), device=x.device), _ends(model, tokens)]
-    if t.text_projection is not None: x = t.text_projection(x) if isinstance(t.text_projection, torch.nn.Linear) else x @ t.text_projection
+    if t.text_projection is not None:
+        x = t.text_projection(x) if isinstance(t.text_projection, torch.nn.Linear) else x @ t.text_projection
     return F.normalize(x.float(), dim=-1)
 
 # %% ../nbs/01_clip.ipynb #clip-encode-text
 @torch.no_grad()
 def encode_text(
-    model, # open_clip model
-    tokens:torch.Tensor, # (P, L) int64, on any device
-    batch_size:int=256, # prompts in one forward pass
-    progress:bool=False, # show a bar; it is the first process's
-)->torch.Tensor: # (P, D) float32, unit rows, on the model's device
+    model,  # open_clip model
+    tokens: torch.Tensor,  # (P, L) int64, on any device
+    batch_size: int = 256,  # prompts in one forward pass
+    progress: bool = False,  # show a bar; it is the first process's
+) -> torch.Tensor:  # (P, D) float32, unit rows, on the model's device
     "Text features of all token rows, without gradients: each prompt that occurs is encoded once, in company of its own length, and by one process"
     device, rows = next(model.parameters()).device, []
     different, place = tokens.cpu().unique(dim=0, return_inverse=True)
     order = _ends(model, different).argsort() if can_cut(model) else torch.arange(len(different))
-    order = torch.cat([order[r::world()] for r in range(world())])              # each process has short and long ones
+    order = torch.cat([order[r :: world()] for r in range(world())])  # each process has short and long ones
     mine = different[order[share(len(order))]]
-    with tqdm(desc='encode prompts', total=len(mine), unit='prompt', disable=not (progress and is_first()), delay=1, leave=False) as bar:
+    with tqdm(
+        desc='encode prompts',
+        total=len(mine),
+        unit='prompt',
+        disable=not (progress and is_first()),
+        delay=1,
+        leave=False,
+    ) as bar:
         for part in mine.split(batch_size) if len(mine) else ():
             rows.append(encode_tokens(model, cut_tokens(model, part).to(device)))
             bar.update(len(part))
     return gather_rows(torch.cat(rows) if rows else None).to(device)[order.argsort()[place].to(device)]
+
+# %% ../nbs/01_clip.ipynb #clip-clip
+class Clip:
+    "An open_clip model with its own image preprocessing and its own tokenizer"
+
+    def __init__(
+        self,
+        model,  # open_clip model
+        preprocess=None,  # PIL image -> (3, H, W) float32; None: only preprocessed tensors can be encoded
+        tokenizer=None,  # list of str -> (P, L) int64; None: no words can be encoded
+    ):
+        self.model = model
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+
+    def __iter__(self):
+        "Model, preprocessing, tokenizer, for those who want them apart"
+        return iter((self.model, self.preprocess, self.tokenizer))
+
+    @property
+    def device(self) -> torch.device:
+        "Where the model is"
+        return next(iter(self.model.parameters())).device
+
+    @property
+    def logit_scale(self) -> float:
+        "What the model itself multiplies cosines with"
+        return float(self.model.logit_scale.detach().exp())
+
+    def images(
+        self,
+        images,  # what ImageDataset takes
+        settings: Settings = DEFAULTS,  # encode_batch_size, num_workers, precision, verbose
+        unreadable: Callable | None = None,  # see encode_images
+        **changed,  # single settings by name
+    ) -> torch.Tensor:  # (N, D) float32, unit rows, on the model's device
+        "Image features, see encode_images"
+        s = using(settings, **changed)
+        batch, workers = s.encode_batch_size, s.num_workers
+        return encode_images(self.model, images, self.preprocess, batch, workers, s.verbose, s.precision, unreadable)
+
+    def tokens(
+        self,
+        prompts: Sequence[str],  # (P,) sentences
+        tell: bool = False,  # note how many of them are longer than the model reads
+    ) -> torch.Tensor:  # (P, L) int64, on the CPU
+        "Sentences as the text tower reads them; `ValueError` without a tokenizer"
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: needed with a model in memory, see open_clip.get_tokenizer")
+        return prompt_tokens(self.tokenizer, prompts) if tell else self.tokenizer(list(prompts))
+
+    def texts(
+        self,
+        prompts: Sequence[str],  # (P,) sentences
+        settings: Settings = DEFAULTS,  # encode_batch_size, verbose
+        **changed,  # single settings by name
+    ) -> torch.Tensor:  # (P, D) float32, unit rows, on the model's device
+        "Text features of sentences, see encode_text"
+        s = using(settings, **changed)
+        return encode_text(self.model, self.tokens(prompts, tell=True), s.encode_batch_size or 256, s.verbose)
 
 # %% ../nbs/01_clip.ipynb #clip-prompt-tokens
 def _cut_prompts(tokenizer, prompts, tokens, more=8):
@@ -341,7 +462,7 @@ def _cut_prompts(tokenizer, prompts, tokens, more=8):
     length = tokens.shape[1]
     try:
         blank = tokenizer([''], context_length=length + more)
-    except TypeError:                                            # a function of somebody's own, which takes no length
+    except TypeError:  # a function of somebody's own, which takes no length
         return []
     padding = blank.mode().values
     full = ((tokens[:, 0] != padding) & (tokens[:, -1] != padding)).nonzero()[:, 0].tolist()
@@ -352,13 +473,15 @@ def _cut_prompts(tokenizer, prompts, tokens, more=8):
 
 
 def prompt_tokens(
-    tokenizer, # of a model: list of str -> (P, L) int64
-    prompts:Sequence[str], # P sentences
-)->torch.Tensor: # tokens (P, L) int64
+    tokenizer,  # of a model: list of str -> (P, L) int64
+    prompts: Sequence[str],  # P sentences
+) -> torch.Tensor:  # tokens (P, L) int64
     "Tokens of prompts; a note says how many of them did not fit"
     tokens = tokenizer(list(prompts))
     if cut := _cut_prompts(tokenizer, prompts, tokens):
         first = prompts[cut[0]] if len(prompts[cut[0]]) <= 60 else f'{prompts[cut[0]][:60]}...'
-        note(f"{len(cut):,} of {len(prompts):,} prompts are longer than the {tokens.shape[1]} tokens that this model "
-             f"reads, and were cut there, the first: {first!r}; use shorter names, descriptions or templates")
+        note(
+            f"{len(cut):,} of {len(prompts):,} prompts are longer than the {tokens.shape[1]} tokens that this model "
+            f"reads, and were cut there, the first: {first!r}; use shorter names, descriptions or templates"
+        )
     return tokens

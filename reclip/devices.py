@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'is_first', 'alone', 'default_device', 'share', 'ProcessEnded', 'alike', 'leave', 'everyone',
-           'together', 'on_first', 'node_first', 'from_first', 'gather_rows', 'with_own', 'add_up']
+           'together', 'on_first', 'node_first', 'gather_rows', 'from_first', 'split', 'with_own', 'add_up']
 
 # %% ../nbs/12_devices.ipynb #devices-export-imports
 import os
@@ -18,42 +18,50 @@ from functools import cache
 # %% ../nbs/12_devices.ipynb #devices-place
 _alone = False
 
-def _launched(): return int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ else 1
 
-def world(
-)->int: # number of processes of this job; 1 within alone
+def _launched():
+    return int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ else 1
+
+
+def world() -> int:  # number of processes of this job; 1 within alone
     "How many processes work together"
     return 1 if _alone else _launched()
 
-def rank(
-)->int: # from 0 to world() - 1
+
+def rank() -> int:  # from 0 to world() - 1
     "Which of them this one is"
     return int(os.environ['RANK']) if world() > 1 else 0
 
-def is_first()->bool: # True for the one that checks, writes and speaks
+
+def is_first() -> bool:  # True for the one that checks, writes and speaks
     "Whether this is the first process"
     return rank() == 0
+
 
 @contextmanager
 def alone():
     "Within a `with` block, this process works as if there were no others: nothing waits for them"
     global _alone
     was, _alone = _alone, True
-    try: yield
-    finally: _alone = was
+    try:
+        yield
+    finally:
+        _alone = was
 
-def default_device(
-)->str: # `"cuda:1"`, `"cuda"` or `"cpu"`
+
+def default_device() -> str:  # `"cuda:1"`, `"cuda"` or `"cpu"`
     "The GPU of this process, if there is one"
     import torch
-    if not torch.cuda.is_available(): return 'cpu'
+
+    if not torch.cuda.is_available():
+        return 'cpu'
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if _launched() > 1 else 'cuda'
 
 # %% ../nbs/12_devices.ipynb #devices-share
 def share(
-    n:int, # rows in all
-    process:int|None=None, # whose; default: of this process
-)->slice: # may be empty; of the first process only if n is 0
+    n: int,  # rows in all
+    process: int | None = None,  # whose; default: of this process
+) -> slice:  # may be empty; of the first process only if n is 0
     "The rows that a process works on: parts in order, whose sizes differ by one at most"
     size, more = divmod(n, world())
     r = rank() if process is None else process
@@ -61,141 +69,182 @@ def share(
     return slice(start, start + size + (r < more))
 
 # %% ../nbs/12_devices.ipynb #devices-connect
-class ProcessEnded(RuntimeError): "Another process of the same job has ended, so that this one cannot go on"
+class ProcessEnded(RuntimeError):
+    "Another process of the same job has ended, so that this one cannot go on"
+
 
 def alike(
-    error:Exception, # that every process raises at the same point
-)->Exception: # the same
+    error: Exception,  # that every process raises at the same point
+) -> Exception:  # the same
     "Marks an error that all processes raise, so that only the first need speak of it"
     error.alike = True
     return error
 
+
 @cache
 def _job():
-    "accelerate's state of this job; processes without a GPU of their own talk over gloo, others over NCCL"
+    "accelerate's state of this job and its tools; processes without a GPU each talk over gloo, others over NCCL"
     import torch
-    try: from accelerate import PartialState
-    except ImportError as e: raise alike(ValueError("more than one process needs accelerate: pip install 'reclip-torch[devices]'")) from e
-    return PartialState(cpu=torch.cuda.device_count() < int(os.environ.get('LOCAL_WORLD_SIZE', world())), timeout=timedelta(hours=6))       # of one waiting for another
+
+    try:
+        from accelerate import PartialState, utils
+    except ImportError as e:
+        raise alike(ValueError("more than one process needs accelerate: pip install 'reclip-torch[devices]'")) from e
+    few = torch.cuda.device_count() < int(os.environ.get('LOCAL_WORLD_SIZE', world()))
+    return PartialState(cpu=few, timeout=timedelta(hours=6)), utils  # hours of one waiting for another
+
 
 def leave():
     "Say goodbye to the other processes, at the end of all work"
-    if _job.cache_info().currsize: _job().destroy_process_group(); _job.cache_clear()
+    if _job.cache_info().currsize:
+        _job()[0].destroy_process_group()
+        _job.cache_clear()
+
 
 @contextmanager
 def _connected():
-    "The job, and `ProcessEnded` instead of what the network says when one of its processes is gone"
+    "The job and the tools, and `ProcessEnded` instead of what the network says when one of its processes is gone"
     import torch
-    try: yield _job()
+
+    try:
+        yield _job()
     except RuntimeError as e:
-        if isinstance(e, torch.cuda.OutOfMemoryError): raise
+        if isinstance(e, torch.cuda.OutOfMemoryError):
+            raise
         why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()
-        raise ProcessEnded(f"another process of this job has ended ({why[:160]}); see its message or the launcher's") from e
+        told = f"another process of this job has ended ({why[:160]}); see its message or the launcher's"
+        raise ProcessEnded(told) from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
-    value, # plain, of this process
-)->list: # (world(),) values of all processes, in order
+    value,  # plain, of this process
+) -> list:  # (world(),) values of all processes, in order
     "What each process has, known to all"
-    if world() == 1: return [value]
-    with _connected():
-        from accelerate.utils import gather_object
-        return gather_object([value])
+    if world() == 1:
+        return [value]
+    with _connected() as (_, tools):
+        return tools.gather_object([value])
+
 
 def _try(run):
     "Result and error of a function that must not wait for other processes"
     try:
-        with alone(): return run(), None
+        with alone():
+            return run(), None
     except Exception as e:
-        try: pickle.loads(pickle.dumps(e))
-        except Exception: e = RuntimeError(f'{type(e).__name__}: {e}')              # some errors cannot travel
+        try:
+            pickle.loads(pickle.dumps(e))
+        except Exception:
+            e = RuntimeError(f'{type(e).__name__}: {e}')  # some errors cannot travel
         return None, e
 
+
 def together(
-    run:Callable, # () -> result, on every process by itself
-)->object: # its own result
+    run: Callable,  # () -> result, on every process by itself
+) -> object:  # its own result
     "Run something everywhere; an error on one process is raised on all, so that they stop at the same point"
-    if world() == 1: return run()
+    if world() == 1:
+        return run()
     result, error = _try(run)
-    errors = [e for e in everyone(error) if e is not None]
-    if errors: raise alike(errors[0])
+    if errors := [e for e in everyone(error) if e is not None]:
+        raise alike(errors[0])
     return result
 
 # %% ../nbs/12_devices.ipynb #devices-first
 def on_first(
-    run:Callable, # () -> plain value, on the first process only
-)->object: # its result, on all
+    run: Callable,  # () -> plain value, on the first process only
+) -> object:  # its result, on all
     "Run something once and tell all what came out; its error is raised on all"
-    if world() == 1: return run()
+    if world() == 1:
+        return run()
     told = [_try(run) if is_first() else None]
-    with _connected():
-        from accelerate.utils import broadcast_object_list
-        result, error = broadcast_object_list(told)[0]
-    if error is not None: raise alike(error)
+    with _connected() as (_, tools):
+        result, error = tools.broadcast_object_list(told)[0]
+    if error is not None:
+        raise alike(error)
     return result
 
+
 def node_first(
-    run:Callable, # () -> result
-)->object: # its own result
+    run: Callable,  # () -> result
+) -> object:  # its own result
     "Run something everywhere, but first on one process of each machine: files that it fetches are there for the others"
-    if world() == 1: return run()
+    if world() == 1:
+        return run()
     begins = int(os.environ.get('LOCAL_RANK', 0)) == 0
     result = together(lambda: run() if begins else None)
     rest = together(lambda: None if begins else run())
     return result if begins else rest
 
-# %% ../nbs/12_devices.ipynb #devices-from-first
-def from_first(
-    x, # tensor of the first process; what others pass is not looked at
-)->object: # the tensor, the same on all; on the CPU of others if it was on the first's CPU, else on their device
-    "A tensor of the first process, on all"
-    if world() == 1: return x
-    shape, dtype, where = on_first(lambda: (tuple(x.shape), x.dtype, x.device.type))
-    import torch
-    with _connected() as job:
-        from accelerate.utils import broadcast
-        y = x.detach().to(job.device).contiguous() if is_first() else torch.empty(shape, dtype=dtype, device=job.device)
-        return broadcast(y).to(default_device() if where == 'cuda' else 'cpu')
-
 # %% ../nbs/12_devices.ipynb #devices-tensors
 def gather_rows(
-    x, # (n of this process, ...) tensor; or None, if it has no rows and `n` is not given
-    n:int|None=None, # rows in all, where each process has its share of them; default: the processes are asked
-)->object: # tensor (n, ...) on the device of `x`; None if nobody has rows
+    x,  # (n of this process, ...) tensor; or None, if it has no rows and `n` is not given
+    n: int | None = None,  # rows in all, where each process has its share of them; default: the processes are asked
+) -> object:  # tensor (n, ...) on the device of `x`; None if nobody has rows
     "Rows of all processes in order, on every process"
-    if world() == 1: return x
+    if world() == 1:
+        return x
     import torch
-    def size(process): mine = share(n, process); return mine.stop - mine.start
-    about = everyone(None if x is None else (len(x), x.shape[1:], x.dtype)) if n is None else [(size(o), x.shape[1:], x.dtype) for o in range(world())]
-    known = [o for o in about if o is not None]
-    if not known: return None
-    counts, (_, shape, dtype) = [0 if o is None else o[0] for o in about], known[0]
-    with _connected() as job:
-        from accelerate.utils import broadcast
+
+    mine = None if x is None else (len(x), x.shape[1:], x.dtype)
+    about = everyone(mine) if n is None else [(len(range(n)[share(n, o)]), *mine[1:]) for o in range(world())]
+    if not (known := [o for o in about if o is not None]):
+        return None
+    counts = [0 if o is None else o[0] for o in about]
+    _, shape, dtype = known[0]
+    with _connected() as (job, tools):
         rows = torch.empty(sum(counts), *shape, dtype=dtype, device=job.device)
-        for process, part in enumerate(rows.split(counts)):           # each part travels straight to its place
-            if process == rank() and x is not None: part.copy_(x.detach())
-            if counts[process]: broadcast(part, process)
+        for process, part in enumerate(rows.split(counts)):  # each part travels straight to its place
+            if process == rank() and x is not None:
+                part.copy_(x.detach())
+            if counts[process]:
+                tools.broadcast(part, process)
     return rows.to(job.device if x is None else x.device)
+
+
+def from_first(
+    x,  # tensor of the first process; what others pass is not looked at
+) -> object:  # the tensor, the same on all; on the CPU of others if it was on the first's CPU, else on their device
+    "A tensor of the first process, on all"
+    if world() == 1:
+        return x
+    where = on_first(lambda: x.device.type)
+    return gather_rows(x[None] if is_first() else None)[0].to(default_device() if where == 'cuda' else 'cpu')
+
+# %% ../nbs/12_devices.ipynb #devices-split
+def split(
+    fn: Callable,  # slice of rows -> a tensor, or a tuple of tensors, with some rows for that slice; works by itself
+    n: int,  # rows in all
+) -> object:  # what `fn` gives, rows of all processes in order, on every process
+    "Each process does its share; an error on one is raised on all"
+    if world() == 1:
+        return fn(slice(0, n))
+    mine = share(n)  # before `together`, where each is alone
+    found = together(lambda: fn(mine))
+    return tuple(gather_rows(o) for o in found) if isinstance(found, tuple) else gather_rows(found)
 
 # %% ../nbs/12_devices.ipynb #devices-gradients
 def with_own(
-    rows, # (n, ...) of all processes, from gather_rows
-    x, # this process's share of them, from which gradients are wanted
-)->object: # tensor (n, ...); what other processes gave are constants
+    rows,  # (n, ...) of all processes, from gather_rows
+    x,  # this process's share of them, from which gradients are wanted
+) -> object:  # tensor (n, ...); what other processes gave are constants
     "Rows of all processes, of which the own ones carry gradients"
-    if world() == 1: return x
-    import torch
-    mine = share(len(rows))
-    return torch.cat([rows[:mine.start], x, rows[mine.stop:]])
+    if world() == 1:
+        return x
+    rows = rows.clone()
+    rows[share(len(rows))] = x
+    return rows
+
 
 def add_up(
-    tensors:list, # the same shapes on all processes
+    tensors: list,  # the same shapes on all processes
 ):
     "Sum over the processes, in place, by one all-reduce"
-    if world() == 1 or not tensors: return
+    if world() == 1 or not tensors:
+        return
     import torch
-    with _connected() as job:
-        from accelerate.utils import reduce
-        flat = reduce(torch.cat([t.detach().flatten().to(job.device) for t in tensors]), 'sum')
-    for t, part in zip(tensors, flat.split([t.numel() for t in tensors])): t.detach().copy_(part.view_as(t))
+
+    with _connected() as (job, tools):
+        flat = tools.reduce(torch.cat([t.detach().flatten().to(job.device) for t in tensors]), 'sum')
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+        t.detach().copy_(part.view_as(t))

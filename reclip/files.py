@@ -16,26 +16,34 @@ import time
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+
 try:
     import fcntl
-except ImportError:                                                   # not on Windows
+except ImportError:  # not on Windows
     fcntl = None
 
 # %% ../nbs/00d_files.ipynb #files-regular
-_KINDS = ((stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'), (stat.S_ISBLK, 'a device'),
-          (stat.S_ISDIR, 'a folder'))
+_KINDS = (
+    (stat.S_ISFIFO, 'a pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+    (stat.S_ISDIR, 'a folder'),
+)
 
 
 def regular_file(
-    path:str|os.PathLike, # that somebody gave
-    what:str='', # how to call it in a message, such as `labels`
-)->Path: # the same
+    path: str | os.PathLike,  # that somebody gave
+    what: str = '',  # how to call it in a message, such as `labels`
+) -> Path:  # the same
     "`FileNotFoundError` if nothing is there, `ValueError` if it is no file: a pipe would be waited for"
     path, where = Path(path), f'{what}: ' if what else ''
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{where}{path} is not there" + (' (a broken link)' if path.is_symlink() else '')) from e
+        raise FileNotFoundError(
+            f"{where}{path} is not there" + (' (a broken link)' if path.is_symlink() else '')
+        ) from e
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'something else')
         raise ValueError(f"{where}{path} is {kind}, expected a file; save what it holds in a file first")
@@ -43,9 +51,9 @@ def regular_file(
 
 
 def read_text(
-    path:str|os.PathLike, # of a text file
-    what:str='', # how to call it in a message
-)->str: # without a byte-order mark
+    path: str | os.PathLike,  # of a text file
+    what: str = '',  # how to call it in a message
+) -> str:  # without a byte-order mark
     "UTF-8 text of a file; `ValueError` or `FileNotFoundError` says what is wrong with it"
     try:
         return regular_file(path, what).read_text(encoding='utf-8-sig')
@@ -54,8 +62,8 @@ def read_text(
 
 # %% ../nbs/00d_files.ipynb #files-read-json
 def each_once(
-    pairs:list[tuple], # names and values
-)->dict:
+    pairs: list[tuple],  # names and values
+) -> dict:
     "An object; `ValueError` if a name is there twice, for all but the last value would be lost"
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -66,9 +74,9 @@ def each_once(
 
 
 def parse_json(
-    text:str, # JSON
-    where:str, # how to call it in a message, such as its path
-)->object: # plain values
+    text: str,  # JSON
+    where: str,  # how to call it in a message, such as its path
+) -> object:  # plain values
     "What JSON says; `ValueError` if it is not valid, nested too deep, or names a key twice"
     try:
         return json.loads(text, object_pairs_hook=each_once)
@@ -81,31 +89,31 @@ def parse_json(
 
 
 def read_json(
-    path:str|os.PathLike, # of a JSON file
-    what:str='', # how to call it in a message
-)->object: # plain values
+    path: str | os.PathLike,  # of a JSON file
+    what: str = '',  # how to call it in a message
+) -> object:  # plain values
     "What a JSON file says; `ValueError` or `FileNotFoundError` says what is wrong with it"
     return parse_json(read_text(path, what), str(path))
 
 # %% ../nbs/00d_files.ipynb #files-hidden
 _HIDDEN = re.compile(r'\..+\.reclip-[a-z0-9_]{8}(\.[^.]+)?')
-_LOCKED_FOR = 3600                                                    # seconds, where there are no locks
+_LOCKED_FOR = 3600  # seconds, where there are no locks
 
 
 def hidden_name(
-    path:str|os.PathLike, # where something shall be
-    more:str='', # that tells it from others
-)->str: # name, without a folder
+    path: str | os.PathLike,  # where something shall be
+    more: str = '',  # that tells it from others
+) -> str:  # name, without a folder
     "What belongs to `path` while it is in the making is called so, and nothing else is"
     name = Path(path).name
-    if len(os.fsencode(name)) > 100:                                  # the system has a limit
+    if len(os.fsencode(name)) > 100:  # the system has a limit
         name = f'{name[:20]}.{blake2b(os.fsencode(name), digest_size=6).hexdigest()}'
     return f'.{name}.reclip-{more}'
 
 
 def lock(
-    handle:int, # of an open file or folder
-)->bool|None: # True: it is ours; False: it is another's; None: there are no locks on this disk
+    handle: int,  # of an open file or folder
+) -> bool | None:  # True: it is ours; False: it is another's; None: there are no locks on this disk
     "Take the lock of a file, which lasts until the file is closed or the process has ended"
     if fcntl is None:
         return None
@@ -120,8 +128,8 @@ def lock(
 
 @contextmanager
 def abandoned(
-    path:str|os.PathLike, # hidden file or folder
-): # yields whether whoever made it has ended; within the block nobody else can take it
+    path: str | os.PathLike,  # hidden file or folder
+):  # yields whether whoever made it has ended; within the block nobody else can take it
     "Tells what is left over from what is in the making; where there are no locks, an hour must have passed"
     flags = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
     try:
@@ -137,8 +145,8 @@ def abandoned(
 
 
 def sweep(
-    folder:str|os.PathLike, # where something was written
-    name:str|None=None, # of the file that was written there; default: any
+    folder: str | os.PathLike,  # where something was written
+    name: str | None = None,  # of the file that was written there; default: any
 ):
     "Remove files that killed processes were writing; nothing else, and nothing of a process that lives"
     beginning = '.' if name is None else hidden_name(name)
@@ -151,7 +159,7 @@ def sweep(
 
 # %% ../nbs/00d_files.ipynb #files-whole-file
 def sync(
-    path:str|os.PathLike, # file or folder
+    path: str | os.PathLike,  # file or folder
 ):
     "Wait until it is on the disk; folders only where the system can"
     if os.path.isdir(path) and os.name != 'posix':
@@ -174,10 +182,10 @@ def _beside(path):
     suffix = path.suffix if len(os.fsencode(path.suffix)) < 20 else ''
     while True:
         handle, beside = tempfile.mkstemp(prefix=hidden_name(path), suffix=suffix, dir=path.parent)
-        if lock(handle) is not False and os.path.exists(beside):      # else it was taken for left over
+        if lock(handle) is not False and os.path.exists(beside):  # else it was taken for left over
             break
         os.close(handle)
-    if fcntl is None:                                                 # Windows renames no open file
+    if fcntl is None:  # Windows renames no open file
         os.close(handle)
         handle = None
     return handle, Path(beside)
@@ -185,22 +193,25 @@ def _beside(path):
 
 @contextmanager
 def whole_file(
-    path:str|os.PathLike, # where it shall be
-): # yields a path to write to
-    "A path beside `path`; it takes its place at the end of the `with` block, or vanishes after an error. `OSError` names the file"
+    path: str | os.PathLike,  # where it shall be
+):  # yields a path to write to
+    """A path beside `path`, which takes its place at the end of the `with` block, or vanishes after an error
+
+    `OSError` names the file.
+    """
     path = Path(path)
     sweep(path.parent, path.name)
     handle, beside = _beside(path)
     try:
         yield beside
-        sync(beside)                                                  # on the disk before the name is
-        os.chmod(beside, 0o666 & ~_umask())                           # mkstemp's files are for their owner alone
+        sync(beside)  # on the disk before the name is
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(beside, path)
         sync(path.parent)
     except OSError as e:
         if e.errno is None or e.filename is not None:
             raise
-        raise type(e)(e.errno, e.strerror, str(path)) from e          # such as a full disk, which does not say where
+        raise type(e)(e.errno, e.strerror, str(path)) from e  # such as a full disk, which does not say where
     finally:
         beside.unlink(missing_ok=True)
         if handle is not None:
@@ -208,8 +219,8 @@ def whole_file(
 
 
 def write_json(
-    path:str|os.PathLike, # where it shall be
-    value, # plain values
+    path: str | os.PathLike,  # where it shall be
+    value,  # plain values
 ):
     "JSON as a file, whole or not at all"
     with whole_file(path) as p:

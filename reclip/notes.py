@@ -12,11 +12,11 @@ from contextvars import ContextVar
 
 # %% ../nbs/00c_notes.ipynb #notes-note
 log = logging.getLogger('reclip')
-_open:ContextVar[tuple[list[str], ...]] = ContextVar('notes', default=())
+_open: ContextVar[tuple[list[str], ...]] = ContextVar('notes', default=())
 
 
 def note(
-    text:str, # one sentence: what was given, and what was done with it instead
+    text: str,  # one sentence: what was given, and what was done with it instead
 ):
     "Say that something was not used as it was given; once in a `noting` block"
     text = ' '.join(text.split()).encode('utf-8', 'backslashreplace').decode()           # names may be no text
@@ -30,8 +30,8 @@ def note(
 
 @contextmanager
 def noting(
-    known:list[str]=(), # notes that belong here and have been said before, such as those of a run that goes on
-): # yields the list that grows
+    known: list[str] = (),  # notes that belong here and have been said before, such as those of a run that goes on
+):  # yields the list that grows
     "Collect what is noted within a `with` block"
     found = list(known)
     token = _open.set((*_open.get(), found))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 from reclip import bench, cli, demo, released, selftrain
+from reclip.clip import Clip
 
 KEYS = {'name', 'settings', 'n', 'm', 'd', 'seconds', 'total', 'totals', 'peak_bytes', 'process_bytes', 'memory', 'accuracy', 'recall', 'baseline', 'ratio', 'versions', 'machine', 'seed', 'command', 'date'}
 PAGES = Path(__file__).parents[2] / 'nbs' / 'benchmarks'
@@ -105,15 +106,15 @@ def test_the_bench_times_the_loop_that_the_tests_compare_with():
     assert bench.released is released and len(truth) == 60 and set(seconds) == set(bench.STAGES) and min(seconds.values()) > 0 and whole['all'] > 0
     assert (labels == others).float().mean() > .98
     model, preprocess, tokenizer = demo.demo_clip()
-    again = released.run(model, demo.demo_digits()[0][:60], tokenizer, demo.class_names, demo.templates, 1, 'official', preprocess)
+    again = released.run(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:60], demo.class_names, demo.templates, epochs=1)
     assert torch.equal(again.logits[-1].argmax(1), others)
-    assert not hasattr(selftrain.train_epoch, '__wrapped__')                                              # the clocks are gone
+    assert not hasattr(selftrain.Training.learn, '__wrapped__')                                              # the clocks are gone
 
 
 def test_the_released_loop_with_matrices_in_half_precision():
     "As it runs on a GPU: norm layers stay in float32 and move"
     model, preprocess, tokenizer = demo.demo_clip()
-    full, half = (released.run(model, demo.demo_digits()[0][:40], tokenizer, demo.class_names, demo.templates[:1], 1, 'official', preprocess, half=o) for o in (False, True))
+    full, half = (released.run(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:40], demo.class_names, demo.templates[:1], epochs=1, half=o) for o in (False, True))
     assert half.logits[-1].dtype == torch.float16 and (half.logits[-1].argmax(1) == full.logits[-1].argmax(1)).float().mean() > .9
     assert half.losses[0] == pytest.approx(full.losses[0], rel=.1)
 

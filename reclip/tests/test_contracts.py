@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neighbor_graph, project, projection_basis, propagate, text_classifier, zero_shot_logits
-from reclip.clip import unit_rows
+from reclip.clip import Clip, unit_rows
 from reclip.pictures import ImageDataset
 from reclip.pseudolabel import scores_to_confidence, scores_to_labels
 from reclip.tests.conftest import blobs
@@ -39,8 +39,8 @@ def test_one_class_is_refused_everywhere(clip, digits, features):
 
 def test_aliases_are_averaged(clip):
     model, _, tokenizer = clip
-    both = text_classifier(model, tokenizer, [['one', 'number 1'], 'two'], ['a {}.'])
-    one, other, two = text_classifier(model, tokenizer, ['one', 'number 1', 'two'], ['a {}.'])
+    both = text_classifier(Clip(*clip), [['one', 'number 1'], 'two'], ['a {}.'])
+    one, other, two = text_classifier(Clip(*clip), ['one', 'number 1', 'two'], ['a {}.'])
     assert torch.allclose(both[0], torch.nn.functional.normalize(one + other, dim=0), atol=1e-6) and torch.allclose(both[1], two, atol=1e-6)
 
 
@@ -129,8 +129,8 @@ def test_confidence_survives_tiny_negatives():
     assert c[0] == 1 and c[1] == 0 and abs(c[2]) < 1e-6
 
 
-@pytest.mark.parametrize('settings,says', [(dict(alpha=0.), 'between 0 and 1'), (dict(alpha=1.), 'between 0 and 1'), (dict(n_neighbors=0), '1 or more'), (dict(max_iter=0), '1 or more'),
-                                           (dict(projection='p2'), 'expected one of none, P1, P2'), (dict(max_dim=0), 'positive'), (dict(max_dim=1), 'leaves no direction')])
+@pytest.mark.parametrize('settings,says', [(dict(alpha=0.), 'between 0 and 1'), (dict(alpha=1.), 'between 0 and 1'), (dict(n_neighbors=0), 'from 1 up'), (dict(max_iter=0), 'from 1 up'),
+                                           (dict(projection='p2'), 'expected one of none, P1, P2'), (dict(max_dim=0), 'from 1 up'), (dict(max_dim=1), 'leaves no direction')])
 def test_bad_settings(features, settings, says):
     with pytest.raises(ValueError, match=says): label_features(*features, **settings)
 
@@ -226,7 +226,7 @@ def test_one_template_may_be_a_plain_string(clip, digits):
 def test_bad_estimator_settings(clip, digits):
     model, preprocess, tokenizer = clip
     def fit(**settings): ReCLIP.from_model(model, preprocess, tokenizer, **dict(class_names=demo.class_names) | settings).fit(digits[0][:40])
-    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), '0 or more'), (dict(templates=['digit']), 'exactly one {}'),
+    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), 'from 0 up'), (dict(templates=['digit']), 'exactly one {}'),
                            (dict(alpha=2), 'between 0 and 1'), (dict(batch_size=0), 'batch_size'), (dict(projection='P3'), 'none, P1, P2')]:
         with pytest.raises(ValueError, match=says): fit(**settings)
     with pytest.raises(ValueError, match='tokenizer'): ReCLIP(model, class_names=demo.class_names).fit(digits[0])
@@ -265,8 +265,8 @@ class Bar:
 def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeypatch):
     if search == 'approximate': pytest.importorskip('faiss')
     monkeypatch.setattr(Bar, 'seen', [])
-    for module in ('clip', 'graph', 'pseudolabel', 'approximate'):
-        monkeypatch.setattr(f'reclip.{module}.tqdm', Bar); monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
+    for module in ('clip', 'graph', 'blocks', 'approximate'): monkeypatch.setattr(f'reclip.{module}.tqdm', Bar)
+    for module in ('clip', 'adapt'): monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
     ReCLIP.from_model(clip[0], clip[1], clip[2], demo.class_names, templates=demo.templates, verbose=shown, search=search).fit_features(features[0])
     assert [(o.desc, o.shown) for o in Bar.seen] == [(o, shown and first) for o in ('encode prompts', 'find neighbours', 'spread labels')]
     assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == 100
@@ -274,8 +274,8 @@ def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeyp
 
 def test_prompts_are_encoded_once(own_clip, features, monkeypatch):
     calls, real = [], reclip.adapt.text_classifier
-    monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args: calls.append(args) or real(*args))
-    monkeypatch.setattr('reclip.selftrain.encode_text', lambda *args: pytest.fail('the prompts were known'))
+    monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args, **more: calls.append(args) or real(*args, **more))
+    monkeypatch.setattr('reclip.prompts.encode_text', lambda *args: pytest.fail('the prompts were known'))
     found = ReCLIP.from_model(*own_clip, demo.class_names, epochs=0)
     first = found._zero_shot_texts()
     first.zero_()                                                                        # what a caller does to it stays with the caller

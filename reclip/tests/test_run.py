@@ -20,6 +20,7 @@ import torch
 from open_clip import factory
 from safetensors.torch import load_file, save_file
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, text_classifier
+from reclip.clip import Clip
 from reclip.images import find_images, read_path
 from reclip.run import adapt, export, info, predict, read_run, write_table
 from reclip.words import read_templates
@@ -192,7 +193,7 @@ def test_the_same_run_twice(small, few, tmp_path):
 def test_training_free(free, run, rows):
     folder, table = free
     assert files(folder) == all_files and list(table) == columns and read_run(folder)['run']['method'] == 'training-free' and len(pd.read_csv(folder / 'history.csv')) == 1
-    found, _, spread = label_features(torch.from_numpy(np.load(rows)), ReCLIP.load(folder).text_features_, 'P2')
+    found, _, spread = label_features(torch.from_numpy(np.load(rows)), ReCLIP.load(folder).text_features_, projection='P2')
     assert [names[i] for i in found] == table.propagated_label.tolist() == table.label.tolist() and table.zero_shot_label.equals(run[1].zero_shot_label) and table.changed.any()
     assert table.propagated_label.equals(run[1].propagated_label) and np.allclose(table.probability, (spread.clamp(min=0) / spread.clamp(min=0).sum(1, keepdim=True)).max(1).values, atol=1e-3)
     new, probabilities, _ = predict(folder, rows, progress=False)
@@ -202,7 +203,7 @@ def test_training_free(free, run, rows):
 def test_zeroshot(scans, run, tmp_path, clip):
     table = adapt(scans, names, tmp_path / 'run', method='zeroshot', **settings)
     assert files(tmp_path / 'run') == all_files and table.label.equals(run[1].zero_shot_label) and not table.changed.any() and table.propagated_label.isna().all()
-    features, texts = encode_images(clip[0], find_images(scans)[0], clip[1]), text_classifier(clip[0], clip[2], names, read_templates('digit'))
+    features, texts = encode_images(clip[0], find_images(scans)[0], clip[1]), text_classifier(Clip(*clip), names, read_templates('digit'))
     p = (100 * features @ texts.T).softmax(1).max(1)
     assert [names[i] for i in p.indices] == table.label.tolist() and np.allclose(table.probability, p.values, atol=1e-3)
     assert predict(tmp_path / 'run', scans, progress=False)[0].label.equals(table.label)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo
-from reclip.selftrain import norm_parameters
+from reclip.norms import norm_parameters
 
 
 @pytest.fixture(scope='module')
