@@ -20,7 +20,8 @@ from .settings import DEFAULTS, Settings, using
 # %% ../nbs/05b_blocks.ipynb #blocks-solve
 def _solve(passed_on, Y, max_iter, tol, tick):
     "Z of `Z - passed_on(Z) = Y` by conjugate gradients, every column of Y of length 1; each iteration calls `tick`"
-    Z, R, P = torch.zeros_like(Y), Y, Y.clone()
+    Z, R = torch.zeros_like(Y), Y
+    P = Y.clone()
     r2 = torch.ones_like(Y[0])
     for _ in range(max_iter):
         Q = passed_on(P)

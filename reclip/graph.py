@@ -92,7 +92,8 @@ def normalize_graph(
     W: torch.Tensor,  # (n, n) sparse CSR, symmetric, no negative entries
 ) -> torch.Tensor:  # S (n, n) sparse CSR, symmetric, eigenvalues in [-1, 1]
     "`S = D^-1/2 W D^-1/2`; a node without edges keeps an empty row"
-    crow, col, w = W.crow_indices(), W.col_indices(), W.values()
+    crow, col = W.crow_indices(), W.col_indices()
+    w = W.values()
     row = torch.arange(len(crow) - 1, dtype=col.dtype, device=col.device).repeat_interleave(crow.diff())
     degree = w.new_zeros(len(crow) - 1).index_add(0, row, w)
     root = torch.where(degree > 0, degree.clamp(min=torch.finfo(w.dtype).tiny).rsqrt(), 0)
