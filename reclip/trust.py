@@ -82,18 +82,22 @@ def _hub_configs(repo, revision=None, names=_READ):
     return found
 
 
-def _elsewhere(key, name, folder):
+def _is_shipped(model, config):
+    "Whether an architecture is as open_clip has it, so that what it names on the hub was chosen by open_clip"
+    file = Path(open_clip.__file__).parent / 'model_configs' / f'{model}.json'
+    return file.is_file() and read_json(file) == config
+
+
+def _elsewhere(key, name, folder, ask_hub):
     "Configurations of what a configuration names: in a folder seen from here or from the model's, or on the hub"
     scheme, _, place = name.rpartition(':')
     if key == 'timm_model_name' and not scheme:
         return {}                                                                    # one of timm's own
     folders = [o for o in (Path(place), folder and folder / place) if o and o.is_dir()]
-    if folders:
+    if folders or not ask_hub:
         return {k: v for o in folders for k, v in _folder_configs(o).items()}
-    if scheme == 'local-dir' or key == 'hf_tokenizer_name' and folder is not None:
-        return {}                                                                    # a folder has its tokenizer in it
     repo, _, revision = place.partition('@')
-    return _hub_configs(repo, revision or None)
+    return {} if scheme == 'local-dir' else _hub_configs(repo, revision or None)
 
 
 def check_configs(
@@ -109,7 +113,8 @@ def check_configs(
         found = {model: open_clip.get_model_config(model)}
     named = {(k, v) for config in found.values() for k, v in _items(config) if k in _ELSEWHERE and isinstance(v, str)}
     for key, name in sorted(o for o in named if o[1]):
-        found |= _elsewhere(key, name, folder)
+        own = key == 'hf_tokenizer_name' and folder is not None                      # open_clip takes the folder's
+        found |= _elsewhere(key, name, folder, not own and not _is_shipped(model, found.get(model)))
     for where, config in found.items():
         check_config(config, where)
 

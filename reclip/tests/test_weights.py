@@ -1103,14 +1103,16 @@ def quietly(*args):
 def results(tmp_path_factory, pictures):
     "`(finished, unfinished, words)`: a run, and the folder of one that was stopped at its end"
     folder, words = tmp_path_factory.mktemp('results'), ['-c', ','.join(demo.class_names), '-m', 'demo']
+    settings = dict(classes=','.join(demo.class_names), model='demo', epochs=1, progress=False)
 
     def stop(*_, **__):
         raise OSError('no space left')
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, '_write_results', stop)
-        assert call('adapt', pictures, *words, '-o', folder / 'stopped', '--epochs', 1).exit_code == 2
-    assert call('adapt', pictures, *words, '-o', folder / 'RUN', '--epochs', 1).exit_code == 0
+        with pytest.raises(OSError):
+            run.adapt(pictures, output=folder / 'stopped', **settings)
+    run.adapt(pictures, output=folder / 'RUN', **settings)
     return folder / 'RUN', folder / 'stopped.partial', words
 
 
@@ -1149,11 +1151,13 @@ def test_code_in_any_file_of_an_unfinished_run(kind, results, pictures, tmp_path
     _, unfinished, words = results
     names = sorted(o.name for o in unfinished.iterdir())
     assert {'begun.json', 'frozen.safetensors', 'checkpoint.safetensors'} <= set(names)
-    for name in names:
-        here = tmp_path / name
+    for name in (None, *names):
+        here = tmp_path / str(name)
         shutil.copytree(unfinished, here / 'R.partial')
-        (here / 'R.partial' / name).write_bytes(payloads(tmp_path / 'marker')[kind])
-        quietly('adapt', pictures, *words, '-o', here / 'R', '--epochs', 1, '--resume')
+        if name:
+            (here / 'R.partial' / name).write_bytes(payloads(tmp_path / 'marker')[kind])
+        code = quietly('adapt', pictures, *words, '-o', here / 'R', '--epochs', 1, '--resume')
+        assert code == (2 if name else 0)
         assert not (tmp_path / 'marker').exists(), name
 
 
@@ -1237,21 +1241,10 @@ def plain_result(tmp_path_factory, pictures):
     if has_transformers:
         word_tokenizer(folder / 'm')
     write_folder(folder / 'm', model_cfg=with_text(hf_tokenizer_name='x') if has_transformers else CONFIG)
-    found = call(
-        'zeroshot',
-        pictures,
-        '-c',
-        'a,word,thing',
-        '-t',
-        '{}',
-        '-t',
-        'a {}',
-        '-m',
-        f'local-dir:{folder / "m"}',
-        '-o',
-        folder / 'RUN',
+    model = f'local-dir:{folder / "m"}'
+    run.adapt(
+        pictures, 'a,word,thing', folder / 'RUN', model, templates=['{}', 'a {}'], method='zeroshot', progress=False
     )
-    assert found.exit_code == 0, found.output
     return folder
 
 
