@@ -123,6 +123,8 @@ def encoding_settings(
                 matmul=torch.get_float32_matmul_precision(), device=next(model.parameters()).device.type, open_clip=version('open_clip_torch'), format=FORMAT)
 
 # %% ../nbs/08b_cache.ipynb #cache-shards
+_SHARDS = '[!.]*.safetensors'           # not those that another process is writing
+
 def _write(path, content):
     "A file, whole or not at all"
     with whole_file(path) as p:
@@ -203,7 +205,7 @@ def _known_or_encoded(model, images, preprocess, store, about, part, unreadable,
     wanted = image_digests(images, progress) if digests is None else digests
     ask = set(wanted)
     if store.is_dir(): sweep(store)
-    shards = [o for path in sorted(store.glob('*.safetensors')) if (o := _read_shard(path, ask))]
+    shards = [o for path in sorted(store.glob(_SHARDS)) if (o := _read_shard(path, ask))]
     known = {d for digests, _ in shards for d in digests}
     missing = [i for i, d in enumerate(wanted) if d not in known]
     log.info('%s of %s images were encoded before', f'{len(wanted) - len(missing):,}', f'{len(wanted):,}')
@@ -256,7 +258,7 @@ def cache_info(
     for store in _stores(folder):
         try: about = json.loads((store / 'settings.json').read_text(encoding='utf-8'))
         except (OSError, ValueError): about = {}
-        shards = list(store.glob('*.safetensors'))
+        shards = list(store.glob(_SHARDS))
         stores.append(dict(store=store.name, rows=sum(map(_count, shards)), bytes=sum(o.stat().st_size for o in shards), **{k: about.get(k) for k in ('tower', 'precision', 'device')}))
     return dict(folder=str(folder), rows=sum(o['rows'] for o in stores), bytes=sum(o['bytes'] for o in stores), stores=stores)
 

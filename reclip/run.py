@@ -198,6 +198,7 @@ def _check_apart(output, images, others, overwrite):
 
 def _claim(stack, output, images, others, resume, overwrite):
     "Where the run shall be, held until the stack is closed, and put right after a kill; an error says what speaks against it"
+    mend_run(output)
     _check_free(Path(output), resume, overwrite)
     place = check_place(output, '.partial')
     _check_apart(place, images, others, overwrite)
@@ -439,7 +440,7 @@ def _with_way_out(error):
 def _weights(clip):
     "Digests of the model: towers, preprocessing, and what its tokenizer makes of the words"
     model, preprocess, tokenizer = clip._clip()
-    prompts = [clip.templates[0].format(o if isinstance(o, str) else o[0]) for o in clip._names()[:1000]]
+    prompts = [clip.templates[0].replace('{}', o if isinstance(o, str) else o[0]) for o in clip._names()[:1000]]
     return model_digests(model, preprocess) | dict(tokenizer=row_digests(tokenizer(prompts).flatten()[None])[0].hex())
 
 def _work(clip, begun, images, place, notes, since, options):
