@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from .files import abandoned, hidden_name, lock, sync
+from .files import abandoned, hidden_name, in_the_making, lock, sync
 from .notes import note
 
 # %% ../nbs/00e_folders.ipynb #folders-exchange
@@ -78,13 +78,9 @@ def recover(
 ):
     "What a killed process left beside it goes; what stood at `target`, if it was on its way out, comes back"
     target = Path(target)
-    if not target.parent.is_dir():
-        return
-    with os.scandir(target.parent) as entries:
-        found = [o for o in entries if o.name.startswith(hidden_name(target)) and o.is_dir(follow_symlinks=False)]
-    for entry in found:
+    for entry in in_the_making(target.parent, target.name) if target.parent.is_dir() else ():
         with abandoned(entry.path) as left_over:
-            if left_over:
+            if left_over and entry.is_dir(follow_symlinks=False):
                 _clear(entry.path, target)
 
 
@@ -109,8 +105,10 @@ def put(
 def discard(
     folder:str|os.PathLike, # to be removed
 ):
-    "Remove a folder in one step for whoever looks: it is never there in parts"
+    "Remove a folder, if it is there, in one step for whoever looks: it is never there in parts"
     folder = Path(folder)
+    if not os.path.lexists(folder):
+        return
     with _scratch(folder, hidden_name(folder), folder.parent) as scratch:
         os.replace(folder, scratch / 'replaced')
 
@@ -194,7 +192,7 @@ def _take(path, target, patience):
 @contextmanager
 def hold(
     target:str|os.PathLike, # file or folder that will be written
-    patience:float=1., # seconds until another holder is an error
+    patience:float=.5, # seconds until another holder is an error
 ):
     "Nobody else holds `target` within the `with` block; `BlockingIOError` says who does"
     target = Path(target)
