@@ -36,15 +36,17 @@ from .zeroshot import check_class_names, check_templates, same_text, text_classi
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder
 def write_folder(
-    folder:str|Path, # where to; must not exist unless `overwrite`
-    tensors:dict[str, torch.Tensor], # what goes into `adapted.safetensors`
-    config:dict, # what goes into `config.json`
-    overwrite:bool=False, # replace a folder that this function wrote
+    folder: str | Path,  # where to; must not exist unless `overwrite`
+    tensors: dict[str, torch.Tensor],  # what goes into `adapted.safetensors`
+    config: dict,  # what goes into `config.json`
+    overwrite: bool = False,  # replace a folder that this function wrote
 ):
     "Write a folder whole or not at all; `FileExistsError` if something else stands there"
     folder = Path(folder)
-    if folder.exists() and not overwrite: raise FileExistsError(f"{folder} exists; pass overwrite=True to replace it, or another name")
-    if folder.exists() and not (folder / 'adapted.safetensors').is_file(): raise FileExistsError(f"{folder} is not a saved ReCLIP, so it is not replaced; pass another name")
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; pass overwrite=True to replace it, or another name")
+    if folder.exists() and not (folder / 'adapted.safetensors').is_file():
+        raise FileExistsError(f"{folder} is not a saved ReCLIP, so it is not replaced; pass another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as new:
         (new / 'adapted.safetensors').write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}))
@@ -52,19 +54,34 @@ def write_folder(
 
 # %% ../nbs/07_reclip.ipynb #reclip-folder-read-folder
 def read_folder(
-    folder:str|Path, # what write_folder wrote
-)->tuple[dict, dict]: # tensors and config
+    folder: str | Path,  # what write_folder wrote
+) -> tuple[dict, dict]:  # tensors and config
     "Read both files; `FileNotFoundError` if one is missing, `ValueError` if one is damaged"
     folder = Path(folder)
-    recover(folder)                                                   # a kill may have hidden it
+    recover(folder)  # a kill may have hidden it
     for name in ('config.json', 'adapted.safetensors'):
-        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name} is not there; {folder} is not a folder that ReCLIP.save wrote")
-    try: return load_file(folder / 'adapted.safetensors'), read_json(folder / 'config.json')
-    except (ValueError, SafetensorError) as e: raise ValueError(f"{folder} is damaged: {type(e).__name__}: {e}; save it again") from e
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is not there; {folder} is not a folder that ReCLIP.save wrote")
+    try:
+        return load_file(folder / 'adapted.safetensors'), read_json(folder / 'config.json')
+    except (ValueError, SafetensorError) as e:
+        raise ValueError(f"{folder} is damaged: {type(e).__name__}: {e}; save it again") from e
 
 # %% ../nbs/07_reclip.ipynb #reclip-reclip
-_RESULTS = ('labels_', 'confidence_', 'probability_', 'pseudo_labels_', 'first_pseudo_labels_', 'zero_shot_labels_', 't_labels_', 'v_labels_', 'text_features_', 'centroids_')
+_RESULTS = (
+    'labels_',
+    'confidence_',
+    'probability_',
+    'pseudo_labels_',
+    'first_pseudo_labels_',
+    'zero_shot_labels_',
+    't_labels_',
+    'v_labels_',
+    'text_features_',
+    'centroids_',
+)
 _NOT_FOR_ADAPT = ('model', 'pretrained', 'class_names', 'templates', 'preprocess', 'tokenizer', 'descriptions')
+
 
 def _students(*features, logit_scale, rows=16_384):
     "Probability of the best class, its label, confidence, and the labels of T and of V, all (N,) on the CPU; the arguments are those of student_logits"
@@ -76,43 +93,56 @@ def _students(*features, logit_scale, rows=16_384):
         found.append([o.cpu() for o in (*p.max(1), scores_to_confidence(p), *logits.argmax(2))])
     return [torch.cat(o) for o in zip(*found)]
 
+
 class ReCLIP(BaseEstimator):
     "Adapt CLIP to unlabelled images (Hu et al., WACV 2024): `fit`, `predict`, `predict_proba`, `transform`, `save`, `load`"
-    def __init__(self,
-        model:str|nn.Module='ViT-B-32', # open_clip name, `"demo"`, or a model in memory (then give `preprocess` and `tokenizer`)
-        pretrained:str|None='openai', # open_clip tag or path of a local checkpoint
-        class_names=None, # (M,) names; each a string or a list of aliases; M >= 2
-        templates=('a photo of a {}.',), # (T,) sentences with `{}`; T trains with the first
+
+    def __init__(
+        self,
+        model: str
+        | nn.Module = 'ViT-B-32',  # open_clip name, `"demo"`, or a model in memory (then give `preprocess` and `tokenizer`)
+        pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint
+        class_names=None,  # (M,) names; each a string or a list of aliases; M >= 2
+        templates=('a photo of a {}.',),  # (T,) sentences with `{}`; T trains with the first
         *,
-        preprocess=None, # of a model in memory
-        tokenizer=None, # of a model in memory
-        projection:str='P2', # `"none"`, `"P1"` or `"P2"`
-        max_dim:int|str|None='auto', # see projection_basis; `"auto"`: 250 above 500 classes, else 768, as in the released code
-        n_neighbors:int=20, # k of the graph
-        alpha:float=.99, # of label propagation, in (0, 1)
-        max_iter:int|None=None, # of conjugate gradients; default: 100, or 20 with `recipe="official"`
-        tol:float=1e-6, # residual that ends them
-        epochs:int|None=None, # default: `min(100, N / 5000 + 2)`; 0: label without training
-        batch_size:int=64, # images drawn in one training step
-        lr_text:float=1e-3, # of the text student T
-        lr_image:float=1e-3, # of the image student V
-        momentum:float=.9, # of SGD
-        weight_decay:float=1e-4, # of SGD
-        logit_scale:float=100., # s, already exponentiated
-        recipe:str='paper', # or `"official"`, see adapt
-        descriptions=None, # (M,) lists of sentences that describe a class, used beside the templates
-        encode_batch_size:int|None=None, # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
-        precision:str='float32', # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-        search:str='auto', # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
-        grad_checkpointing:bool=False, # train in less memory, about a third slower
-        compile:bool=False, # let torch.compile make one program of the image tower
-        num_workers:int=0, # processes that open images
-        keep_images:float=2., # GB of preprocessed images that may stay in memory between the epochs
-        device:str|None=None, # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
-        seed:int=0, # of the order of training
-        verbose:bool=False, # show progress bars
+        preprocess=None,  # of a model in memory
+        tokenizer=None,  # of a model in memory
+        projection: str = 'P2',  # `"none"`, `"P1"` or `"P2"`
+        max_dim: int
+        | str
+        | None = 'auto',  # see projection_basis; `"auto"`: 250 above 500 classes, else 768, as in the released code
+        n_neighbors: int = 20,  # k of the graph
+        alpha: float = 0.99,  # of label propagation, in (0, 1)
+        max_iter: int | None = None,  # of conjugate gradients; default: 100, or 20 with `recipe="official"`
+        tol: float = 1e-6,  # residual that ends them
+        epochs: int | None = None,  # default: `min(100, N / 5000 + 2)`; 0: label without training
+        batch_size: int = 64,  # images drawn in one training step
+        lr_text: float = 1e-3,  # of the text student T
+        lr_image: float = 1e-3,  # of the image student V
+        momentum: float = 0.9,  # of SGD
+        weight_decay: float = 1e-4,  # of SGD
+        logit_scale: float = 100.0,  # s, already exponentiated
+        recipe: str = 'paper',  # or `"official"`, see adapt
+        descriptions=None,  # (M,) lists of sentences that describe a class, used beside the templates
+        encode_batch_size: int
+        | None = None,  # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
+        precision: str = 'float32',  # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
+        search: str = 'auto',  # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
+        grad_checkpointing: bool = False,  # train in less memory, about a third slower
+        compile: bool = False,  # let torch.compile make one program of the image tower
+        num_workers: int = 0,  # processes that open images
+        keep_images: float = 2.0,  # GB of preprocessed images that may stay in memory between the epochs
+        device: str | None = None,  # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
+        seed: int = 0,  # of the order of training
+        verbose: bool = False,  # show progress bars
     ):
-        self.model, self.pretrained, self.preprocess, self.tokenizer, self.device = model, pretrained, preprocess, tokenizer, device
+        self.model, self.pretrained, self.preprocess, self.tokenizer, self.device = (
+            model,
+            pretrained,
+            preprocess,
+            tokenizer,
+            device,
+        )
         self.class_names, self.templates, self.projection, self.max_dim = class_names, templates, projection, max_dim
         self.n_neighbors, self.alpha, self.max_iter, self.tol = n_neighbors, alpha, max_iter, tol
         self.epochs, self.batch_size, self.lr_text, self.lr_image = epochs, batch_size, lr_text, lr_image
@@ -122,191 +152,326 @@ class ReCLIP(BaseEstimator):
         self.num_workers, self.keep_images, self.seed, self.verbose = num_workers, keep_images, seed, verbose
 
     @classmethod
-    def from_model(cls,
-        model:nn.Module, # open_clip model in memory; it is left as it was
-        preprocess, # its image preprocessing; None if images will be preprocessed tensors
-        tokenizer, # its tokenizer
-        class_names, # (M,) names
-        **settings, # all others of ReCLIP
-    )->'ReCLIP':
+    def from_model(
+        cls,
+        model: nn.Module,  # open_clip model in memory; it is left as it was
+        preprocess,  # its image preprocessing; None if images will be preprocessed tensors
+        tokenizer,  # its tokenizer
+        class_names,  # (M,) names
+        **settings,  # all others of ReCLIP
+    ) -> 'ReCLIP':
         "An estimator around a model that is already in memory"
         return cls(model, None, class_names, preprocess=preprocess, tokenizer=tokenizer, **settings)
 
-    def fit(self,
-        images, # N images: preprocessed (N, 3, H, W) tensor, list of paths or PIL images, or a torch `Dataset`, whose labels are dropped
-        scorer:Callable|None=None, # predicted labels (N,) -> number; written into `history_` and read by nobody
-        frozen_features:torch.Tensor|None=None, # (N, D) unit rows of these images by this model, if they are known already
-        state:TrainingState|None=None, # go on from here, see adapt
-        keep:Callable|None=None, # receives a TrainingState after each epoch
-    )->'ReCLIP': # itself
+    def fit(
+        self,
+        images,  # N images: preprocessed (N, 3, H, W) tensor, list of paths or PIL images, or a torch `Dataset`, whose labels are dropped
+        scorer: Callable | None = None,  # predicted labels (N,) -> number; written into `history_` and read by nobody
+        frozen_features: torch.Tensor
+        | None = None,  # (N, D) unit rows of these images by this model, if they are known already
+        state: TrainingState | None = None,  # go on from here, see adapt
+        keep: Callable | None = None,  # receives a TrainingState after each epoch
+    ) -> 'ReCLIP':  # itself
         "Adapt to the images"
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in _NOT_FOR_ADAPT}
         settings = using(**settings | dict(verbose=self.verbose and is_first()))
-        given = dict(descriptions=self.descriptions, frozen_features=frozen_features, text_features=self._distinct_texts())
+        given = dict(
+            descriptions=self.descriptions, frozen_features=frozen_features, text_features=self._distinct_texts()
+        )
         going_on = dict(state=state, keep=keep, scorer=scorer, training=training_class())
         found = adapt(Clip(*self._clip()), images, self._names(), self.templates, settings, **given, **going_on)
-        self.probability_, self.labels_, self.confidence_, self.t_labels_, self.v_labels_ = _students(found.frozen_features, found.text_features, found.image_features, found.centroids, logit_scale=self.logit_scale)
-        for name in ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids', 'image_features'): setattr(self, f'{name}_', getattr(found, name).cpu())
-        for name in ('text_state', 'image_state'): setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
+        self.probability_, self.labels_, self.confidence_, self.t_labels_, self.v_labels_ = _students(
+            found.frozen_features,
+            found.text_features,
+            found.image_features,
+            found.centroids,
+            logit_scale=self.logit_scale,
+        )
+        for name in (
+            'pseudo_labels',
+            'first_pseudo_labels',
+            'zero_shot_labels',
+            'text_features',
+            'centroids',
+            'image_features',
+        ):
+            setattr(self, f'{name}_', getattr(found, name).cpu())
+        for name in ('text_state', 'image_state'):
+            setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
         self.history_ = found.history
         return self
 
-    def fit_features(self,
-        image_features, # (N, D) of the untouched image tower, rows of any length but zero
-        propagate:bool=True, # False: plain zero-shot labels, nothing is learned
-    )->'ReCLIP': # itself; both students are the pretrained model
+    def fit_features(
+        self,
+        image_features,  # (N, D) of the untouched image tower, rows of any length but zero
+        propagate: bool = True,  # False: plain zero-shot labels, nothing is learned
+    ) -> 'ReCLIP':  # itself; both students are the pretrained model
         "Training-free ReCLIP (stages 1 and 2): `labels_` come from label propagation, and V's centroids from them. `ValueError` if the width is not the model's"
         model, text = self._clip()[0], self._distinct_texts()
         x = unit_rows(image_features, 'image_features').float().cpu()
-        if x.shape[1] != text.shape[1]: raise ValueError(f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model")
+        if x.shape[1] != text.shape[1]:
+            raise ValueError(
+                f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images with the same model"
+            )
         probability, labels, confidence, zero_shot, _ = _students(x, text, x, text, logit_scale=self.logit_scale)
         found, centroids = torch.full((len(x),), -1), text
         if propagate:
             max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
             on, basis = next(model.parameters()).device, projection_basis(text, self.projection, self._max_dim())
-            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, split=split, n_neighbors=self.n_neighbors, alpha=self.alpha, max_iter=max_iter, tol=self.tol, search=self.search, verbose=self.verbose and is_first()))
-            labels, confidence, probability = (torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability)))      # zero-shot where nothing arrived
+            found, *sure = (
+                o.cpu()
+                for o in propagate_labels(
+                    x.to(on),
+                    text.to(on),
+                    basis,
+                    split=split,
+                    n_neighbors=self.n_neighbors,
+                    alpha=self.alpha,
+                    max_iter=max_iter,
+                    tol=self.tol,
+                    search=self.search,
+                    verbose=self.verbose and is_first(),
+                )
+            )
+            labels, confidence, probability = (
+                torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability))
+            )  # zero-shot where nothing arrived
             centroids = class_centroids(x, found, text, text)
         self.labels_, self.confidence_, self.probability_, self.image_features_ = labels, confidence, probability, x
         self.pseudo_labels_ = self.first_pseudo_labels_ = found
-        self.zero_shot_labels_, self.t_labels_, self.v_labels_ = zero_shot, zero_shot, student_labels(x, text, x, centroids)[2]
+        self.zero_shot_labels_, self.t_labels_, self.v_labels_ = (
+            zero_shot,
+            zero_shot,
+            student_labels(x, text, x, centroids)[2],
+        )
         self.text_features_, self.centroids_ = text, centroids
-        self.text_state_, self.image_state_ = ({k: v.cpu() for k, v in norm_state(model, tower).items()} for tower in ('text', 'image'))
-        self.history_ = [dict(epoch=0, confidence=self.confidence_.mean().item(), changed=(self.labels_ != zero_shot).float().mean().item())]
+        self.text_state_, self.image_state_ = (
+            {k: v.cpu() for k, v in norm_state(model, tower).items()} for tower in ('text', 'image')
+        )
+        self.history_ = [
+            dict(
+                epoch=0,
+                confidence=self.confidence_.mean().item(),
+                changed=(self.labels_ != zero_shot).float().mean().item(),
+            )
+        ]
         return self
 
-    def transform(self,
-        images, # what `fit` takes; also images that were not in it
-    )->torch.Tensor: # image features (N, D) of V, unit rows, on the CPU
+    def transform(
+        self,
+        images,  # what `fit` takes; also images that were not in it
+    ) -> torch.Tensor:  # image features (N, D) of V, unit rows, on the CPU
         "Adapted image features"
         self._check_fitted()
         return self._encode(images, self.image_state_).cpu()
 
-    @noting()                                       # the same pictures twice: what is to be noted is noted once
-    def predict_proba(self,
-        images, # what `fit` takes; also images that were not in it
-    )->torch.Tensor: # probabilities (N, M), rows sum to 1, on the CPU; not calibrated
+    @noting()  # the same pictures twice: what is to be noted is noted once
+    def predict_proba(
+        self,
+        images,  # what `fit` takes; also images that were not in it
+    ) -> torch.Tensor:  # probabilities (N, M), rows sum to 1, on the CPU; not calibrated
         "Softmax of the mean logits of both students"
         self._check_fitted()
         return self.combine(self._encode(images), self._encode(images, self.image_state_))
 
-    def combine(self,
-        frozen_features:torch.Tensor, # (N, D) unit rows of the pretrained image tower, for T
-        adapted_features:torch.Tensor, # (N, D) unit rows of V; the same ones after fit_features
-    )->torch.Tensor: # probabilities (N, M), rows sum to 1, on the CPU
+    def combine(
+        self,
+        frozen_features: torch.Tensor,  # (N, D) unit rows of the pretrained image tower, for T
+        adapted_features: torch.Tensor,  # (N, D) unit rows of V; the same ones after fit_features
+    ) -> torch.Tensor:  # probabilities (N, M), rows sum to 1, on the CPU
         "Probabilities from features that are known already; `ValueError` if their width is not the model's"
         self._check_fitted()
         x, v = (unit_rows(o, 'features').to(frozen_features.device) for o in (frozen_features, adapted_features))
-        if {x.shape[1], v.shape[1]} != {self.centroids_.shape[1]}: raise ValueError(f"features are {x.shape[1]} wide, this ReCLIP was fitted on {self.centroids_.shape[1]}; encode the images with the same model")
+        if {x.shape[1], v.shape[1]} != {self.centroids_.shape[1]}:
+            raise ValueError(
+                f"features are {x.shape[1]} wide, this ReCLIP was fitted on {self.centroids_.shape[1]}; encode the images with the same model"
+            )
         logits = self.logit_scale * torch.stack([x @ self.text_features_.to(x).T, v @ self.centroids_.to(v).T])
         return logits.mean(0).softmax(1).cpu()
 
-    def predict(self,
-        images, # what `fit` takes; also images that were not in it
-    )->torch.Tensor: # labels (N,) int64, positions in `class_names`
+    def predict(
+        self,
+        images,  # what `fit` takes; also images that were not in it
+    ) -> torch.Tensor:  # labels (N,) int64, positions in `class_names`
         "Labels of images"
         return self.predict_proba(images).argmax(1)
 
-    def save(self,
-        folder:str|Path, # where to; must not exist unless `overwrite`
-        overwrite:bool=False, # replace an earlier saved ReCLIP there
-    )->Path: # the folder
+    def save(
+        self,
+        folder: str | Path,  # where to; must not exist unless `overwrite`
+        overwrite: bool = False,  # replace an earlier saved ReCLIP there
+    ) -> Path:  # the folder
         "Write what was learned: `adapted.safetensors` and `config.json`, whole or not at all"
         self._check_fitted()
         write_folder(folder, *self._parts(), overwrite)
         return Path(folder)
 
     @classmethod
-    def load(cls,
-        folder:str|Path, # from `save`
-        model:str|nn.Module|None=None, # the same model, if the ReCLIP was made around one in memory; or its name, see model_of_run
-        preprocess=None, # of that model
-        tokenizer=None, # of that model
-        device:str|None=None, # for a model by name
-        verbose:bool|None=None, # show progress bars; default: as it was saved
-        pretrained:str|None=None, # tag or path of the same weights, for a model by name; default: as it was saved
-    )->'ReCLIP': # fitted, ready to predict
+    def load(
+        cls,
+        folder: str | Path,  # from `save`
+        model: str
+        | nn.Module
+        | None = None,  # the same model, if the ReCLIP was made around one in memory; or its name, see model_of_run
+        preprocess=None,  # of that model
+        tokenizer=None,  # of that model
+        device: str | None = None,  # for a model by name
+        verbose: bool | None = None,  # show progress bars; default: as it was saved
+        pretrained: str | None = None,  # tag or path of the same weights, for a model by name; default: as it was saved
+    ) -> 'ReCLIP':  # fitted, ready to predict
         "Read what `save` wrote; `FileNotFoundError` or `ValueError` says what is missing or does not fit"
         tensors, config = read_folder(folder)
         endless = [name for name, o in tensors.items() if o.is_floating_point() and not o.isfinite().all()]
-        if endless: raise ValueError(f"{folder} is damaged: {endless[0]} holds numbers that are not finite; save it again")
+        if endless:
+            raise ValueError(f"{folder} is damaged: {endless[0]} holds numbers that are not finite; save it again")
         try:
-            self = cls(**{k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | dict(device=device) | ({} if verbose is None else dict(verbose=verbose)))
+            self = cls(
+                **{k: config['settings'][k] for k in ('model', 'class_names')}
+                | config['settings']
+                | dict(device=device)
+                | ({} if verbose is None else dict(verbose=verbose))
+            )
             self.history_, expected = config['history'], config['fingerprint']
-            for name in _RESULTS: setattr(self, name, tensors[name])
-        except (KeyError, TypeError) as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {type(e).__name__}: {e}; save it again") from e
-        for tower in ('text', 'image'): setattr(self, f'{tower}_state_', {k.removeprefix(f'{tower}/'): v for k, v in tensors.items() if k.startswith(f'{tower}/')})
-        if isinstance(model, nn.Module): self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
-        elif self.model is None and model is None: raise ValueError(f"{folder} was fitted around a model in memory: pass the same one, load(folder, model=..., preprocess=..., tokenizer=...)")
-        elif self.model is None: self.model = model
+            for name in _RESULTS:
+                setattr(self, name, tensors[name])
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"{folder} does not hold a whole ReCLIP: {type(e).__name__}: {e}; save it again") from e
+        for tower in ('text', 'image'):
+            setattr(
+                self,
+                f'{tower}_state_',
+                {k.removeprefix(f'{tower}/'): v for k, v in tensors.items() if k.startswith(f'{tower}/')},
+            )
+        if isinstance(model, nn.Module):
+            self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
+        elif self.model is None and model is None:
+            raise ValueError(
+                f"{folder} was fitted around a model in memory: pass the same one, load(folder, model=..., preprocess=..., tokenizer=...)"
+            )
+        elif self.model is None:
+            self.model = model
         for name, kinds in dict(model=(str, nn.Module), pretrained=(str, type(None))).items():
-            if not isinstance(value := getattr(self, name), kinds): raise ValueError(f"{folder} does not hold a whole ReCLIP: its {name} is {value!r}")
-        if isinstance(self.model, str): self.model, self.pretrained = model_of_run(folder, (self.model, self.pretrained), model, pretrained)
-        if fingerprint(self._clip()[0]) != expected: raise ValueError(f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged")
+            if not isinstance(value := getattr(self, name), kinds):
+                raise ValueError(f"{folder} does not hold a whole ReCLIP: its {name} is {value!r}")
+        if isinstance(self.model, str):
+            self.model, self.pretrained = model_of_run(folder, (self.model, self.pretrained), model, pretrained)
+        if fingerprint(self._clip()[0]) != expected:
+            raise ValueError(
+                f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged"
+            )
         self._check_shapes(folder)
         return self
 
     def _check_shapes(self, folder):
         "`ValueError` if what was read does not fit together"
-        try: check_templates(self.templates); shape = len(check_class_names(self.class_names)), self._zero_shot_texts().shape[1]
-        except TypeError as e: raise ValueError(f"{folder} does not hold a whole ReCLIP: {e}") from e
-        if not isinstance(self.logit_scale, (int, float)): raise ValueError(f"{folder} does not hold a whole ReCLIP: logit_scale is {self.logit_scale!r}")
+        try:
+            check_templates(self.templates)
+            shape = len(check_class_names(self.class_names)), self._zero_shot_texts().shape[1]
+        except TypeError as e:
+            raise ValueError(f"{folder} does not hold a whole ReCLIP: {e}") from e
+        if not isinstance(self.logit_scale, (int, float)):
+            raise ValueError(f"{folder} does not hold a whole ReCLIP: logit_scale is {self.logit_scale!r}")
         for name in ('text_features_', 'centroids_'):
-            if getattr(self, name).shape != shape: raise ValueError(f"{folder} does not hold a whole ReCLIP: {name} has shape {tuple(getattr(self, name).shape)}, expected {shape}")
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"{folder} does not hold a whole ReCLIP: {name} has shape {tuple(getattr(self, name).shape)}, expected {shape}"
+                )
         for tower, state in (('text', self.text_state_), ('image', self.image_state_)):
             own = {k: v.shape for k, v in norm_parameters(self._clip()[0], tower).items()}
-            if own != {k: v.shape for k, v in state.items()}: raise ValueError(f"{folder} does not hold a whole ReCLIP: its norm parameters of the {tower} tower are not those of the model")
+            if own != {k: v.shape for k, v in state.items()}:
+                raise ValueError(
+                    f"{folder} does not hold a whole ReCLIP: its norm parameters of the {tower} tower are not those of the model"
+                )
 
     def _parts(self):
         "What `save` writes: tensors and config"
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer')}
-        if isinstance(self.model, nn.Module): settings['model'] = None
-        tensors = {name: getattr(self, name).clone() for name in _RESULTS}               # safetensors refuses two names for one tensor
-        tensors |= {f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()}
+        if isinstance(self.model, nn.Module):
+            settings['model'] = None
+        tensors = {
+            name: getattr(self, name).clone() for name in _RESULTS
+        }  # safetensors refuses two names for one tensor
+        tensors |= {
+            f'{tower}/{k}': v for tower in ('text', 'image') for k, v in getattr(self, f'{tower}_state_').items()
+        }
         versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
-        return tensors, dict(settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions)
+        return tensors, dict(
+            settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions
+        )
 
     def _zero_shot_texts(self):
         "Text features of the pretrained model, encoded once for the same words"
         model, _, tokenizer = self._clip()
-        known, words = getattr(self, '_texts', (None, None)), (fingerprint(model), repr((self._names(), self.templates, self.descriptions)))
+        known, words = (
+            getattr(self, '_texts', (None, None)),
+            (fingerprint(model), repr((self._names(), self.templates, self.descriptions))),
+        )
         if known[0] is not model or known[1] != words:
-            with borrowed(model): self._texts = known = model, words, text_classifier(Clip(model, None, tokenizer), self._names(), self.templates, descriptions=self.descriptions, encode_batch_size=self.encode_batch_size, verbose=self.verbose).cpu()
+            with borrowed(model):
+                self._texts = known = (
+                    model,
+                    words,
+                    text_classifier(
+                        Clip(model, None, tokenizer),
+                        self._names(),
+                        self.templates,
+                        descriptions=self.descriptions,
+                        encode_batch_size=self.encode_batch_size,
+                        verbose=self.verbose,
+                    ).cpu(),
+                )
         return known[2].clone()
 
     def _distinct_texts(self):
         "The same, and a warning if the model cannot tell two classes apart"
-        if same := self._look_alike(text := self._zero_shot_texts()): warnings.warn(same, stacklevel=3)
+        if same := self._look_alike(text := self._zero_shot_texts()):
+            warnings.warn(same, stacklevel=3)
         return text
 
     def _look_alike(self, text):
         "A sentence about two classes with the same text, or None"
-        if (pair := same_text(text)) is None: return
+        if (pair := same_text(text)) is None:
+            return
         a, b = (o if isinstance(o, str) else o[0] for o in (self._names()[i] for i in pair))
         return f"class_names: this model cannot tell {a!r} from {b!r}, it has the same text features for both{'; the demo model knows only digits and letters' if self.model == 'demo' else ''}. Use other words or another model"
 
     def _names(self):
-        if self.class_names is None: raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
+        if self.class_names is None:
+            raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
         return self.class_names
 
-    def _max_dim(self): return (250 if len(self.class_names) > 500 else 768) if self.max_dim == 'auto' else self.max_dim
+    def _max_dim(self):
+        return (250 if len(self.class_names) > 500 else 768) if self.max_dim == 'auto' else self.max_dim
 
     def _clip(self):
         "`(model, preprocess, tokenizer)`; a model by name is loaded once"
         if isinstance(self.model, nn.Module):
-            if self.tokenizer is None: raise ValueError("tokenizer: needed with a model in memory, see open_clip.get_tokenizer")
+            if self.tokenizer is None:
+                raise ValueError("tokenizer: needed with a model in memory, see open_clip.get_tokenizer")
             return self.model, self.preprocess, self.tokenizer
         key = self.model, self.pretrained, self.device
-        if getattr(self, '_loaded', (None,))[0] != key: self._loaded = key, load_clip(*key)
+        if getattr(self, '_loaded', (None,))[0] != key:
+            self._loaded = key, load_clip(*key)
         return self._loaded[1]
 
     def _encode(self, images, *states):
         "Image features with `states` in the model's norm layers"
         model, preprocess, _ = self._clip()
         with borrowed(model, *states):
-            return encode_images(model, ImageDataset(images, preprocess), batch_size=self.encode_batch_size, num_workers=self.num_workers, progress=self.verbose, precision=self.precision)
+            return encode_images(
+                model,
+                ImageDataset(images, preprocess),
+                batch_size=self.encode_batch_size,
+                num_workers=self.num_workers,
+                progress=self.verbose,
+                precision=self.precision,
+            )
 
     def _check_fitted(self):
-        if not hasattr(self, 'centroids_'): raise NotFittedError("this ReCLIP has learned nothing yet: call fit(images), or ReCLIP.load(folder)")
+        if not hasattr(self, 'centroids_'):
+            raise NotFittedError("this ReCLIP has learned nothing yet: call fit(images), or ReCLIP.load(folder)")
 
-    def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ('_loaded', '_texts')}     # a model by name is not copied along
+    def __getstate__(self):
+        return {
+            k: v for k, v in super().__getstate__().items() if k not in ('_loaded', '_texts')
+        }  # a model by name is not copied along

@@ -33,52 +33,78 @@ from .pictures import MOST_BYTES, UnreadableImage, note_remarks, open_image
 # %% ../nbs/08b_cache.ipynb #cache-digest
 log = logging.getLogger('reclip')
 
+
 def _digest(*parts):
     "16 bytes that stand for some bytes"
     found = blake2b(digest_size=16)
-    for part in parts: found.update(part)
+    for part in parts:
+        found.update(part)
     return found.digest()
+
 
 def _read(place):
     "The bytes of an image"
-    if not os.path.isfile(place.file): raise OSError(f'{place.file} is not a file')           # a pipe would be waited for
-    if (os.path.getsize(place.file) if place.size is None else place.size) > MOST_BYTES: raise OSError(f'{place.file} is too large')
+    if not os.path.isfile(place.file):
+        raise OSError(f'{place.file} is not a file')  # a pipe would be waited for
+    if (os.path.getsize(place.file) if place.size is None else place.size) > MOST_BYTES:
+        raise OSError(f'{place.file} is too large')
     with open(place.file, 'rb') as file:
         file.seek(place.offset)
         return file.read(-1 if place.size is None else place.size)
 
+
 def image_digests(
-    files:ImageFiles, # what find_images found
-    progress:bool=False, # show a bar
-    most:int=64, # files that a thread reads in one go
-)->list[bytes]: # N times 16 bytes; none for what cannot be read
+    files: ImageFiles,  # what find_images found
+    progress: bool = False,  # show a bar
+    most: int = 64,  # files that a thread reads in one go
+) -> list[bytes]:  # N times 16 bytes; none for what cannot be read
     "What is in each file, whatever it is called; eight threads, as most of the time is waiting for the disk"
+
     def digest(place):
-        try: return _digest(_read(place))
-        except OSError: return b''
-    parts, found = [files.places[i:i + most] for i in range(0, len(files), most)], []
-    with ThreadPoolExecutor(8) as pool, tqdm(desc='look up images', total=len(files), unit='image', disable=not progress, leave=False) as bar:
         try:
-            for part in pool.map(lambda places: [digest(o) for o in places], parts): found += part; bar.update(len(part))
-        finally: pool.shutdown(cancel_futures=True)              # Ctrl-C does not wait for the rest
+            return _digest(_read(place))
+        except OSError:
+            return b''
+
+    parts, found = [files.places[i : i + most] for i in range(0, len(files), most)], []
+    with (
+        ThreadPoolExecutor(8) as pool,
+        tqdm(desc='look up images', total=len(files), unit='image', disable=not progress, leave=False) as bar,
+    ):
+        try:
+            for part in pool.map(lambda places: [digest(o) for o in places], parts):
+                found += part
+                bar.update(len(part))
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
     return found
+
 
 class _Unchanged(ImageFiles):
     "Image files that must be what they were when their digests were made"
-    def __init__(self, files, digests): super().__init__(files.places, files.names); self.digests = digests
+
+    def __init__(self, files, digests):
+        super().__init__(files.places, files.names)
+        self.digests = digests
+
     def __getitem__(self, i):
-        try: data = _read(self.places[i])
-        except OSError: data = None
+        try:
+            data = _read(self.places[i])
+        except OSError:
+            data = None
         if data is not None and _digest(data) == self.digests[i]:
-            try: return open_image(BytesIO(data), self.names[i])
-            except UnreadableImage: pass
-        super().__getitem__(i)                                   # says what is wrong with the file
+            try:
+                return open_image(BytesIO(data), self.names[i])
+            except UnreadableImage:
+                pass
+        super().__getitem__(i)  # says what is wrong with the file
         raise UnreadableImage(f'{self.names[i]}: was changed while it was being read')
 
 # %% ../nbs/08b_cache.ipynb #cache-settings
-FORMAT = 2      # another number makes all stores new: raise it when `open_image` or `to_rgb` begin to see something else in a file
+FORMAT = 2  # another number makes all stores new: raise it when `open_image` or `to_rgb` begin to see something else in a file
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+
 
 def _tower_digest(tower, ours=lambda name: True, settings=True):
     "Weights, and how each module is set; of those parts whose names are ours"
@@ -94,18 +120,25 @@ def _tower_digest(tower, ours=lambda name: True, settings=True):
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
+
 def model_digests(
-    model, # open_clip model
-    preprocess, # PIL image -> (3, H, W) tensor
-)->dict[str, str]: # hexadecimal digits by part: both towers, and the preprocessing
+    model,  # open_clip model
+    preprocess,  # PIL image -> (3, H, W) tensor
+) -> dict[str, str]:  # hexadecimal digits by part: both towers, and the preprocessing
     "What tells one model from another, whatever machine it is on: all weights, and what is done to a picture"
-    def of_images(name): return name.split('.')[0] == 'visual'
+
+    def of_images(name):
+        return name.split('.')[0] == 'visual'
+
     image = _tower_digest(model, of_images, settings=False)
     text = _tower_digest(model, lambda name: not of_images(name), settings=False)
     pictures = _pictures(preprocess)
     return dict(image_tower=image, text_tower=text, preprocessing=pictures if pictures == _pictures(preprocess) else '')
 
-def _stable(text): return re.sub(r' at 0x[0-9a-fA-F]+', '', text)         # a function prints where it lies in memory
+
+def _stable(text):
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', text)  # a function prints where it lies in memory
+
 
 def _pictures(preprocess):
     "What preprocessing makes of a large wide picture and a small tall one"
@@ -113,33 +146,52 @@ def _pictures(preprocess):
     wide, tall = (Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC) for size in ((700, 480), (40, 90)))
     return _digest(*(preprocess(o).contiguous().numpy().tobytes() for o in (wide, tall))).hex()
 
+
 def encoding_settings(
-    model, # open_clip model
-    preprocess, # PIL image -> (3, H, W) tensor
-    precision:str='float32', # of the image tower, see mixed
-)->dict|None: # plain values; None: the preprocessing is random, so that no row holds twice
+    model,  # open_clip model
+    preprocess,  # PIL image -> (3, H, W) tensor
+    precision: str = 'float32',  # of the image tower, see mixed
+) -> dict | None:  # plain values; None: the preprocessing is random, so that no row holds twice
     "All that image features depend on, but for the image"
-    if (pictures := _pictures(preprocess)) != _pictures(preprocess): return None
+    if (pictures := _pictures(preprocess)) != _pictures(preprocess):
+        return None
     size = sum(p.numel() for p in model.visual.parameters())
-    return dict(tower=f'{type(model.visual).__name__} of {size:,} parameters', weights=_tower_digest(model.visual), preprocess=_stable(repr(preprocess)), pictures=pictures, precision=precision,
-                matmul=torch.get_float32_matmul_precision(), device=next(model.parameters()).device.type, open_clip=version('open_clip_torch'), format=FORMAT)
+    return dict(
+        tower=f'{type(model.visual).__name__} of {size:,} parameters',
+        weights=_tower_digest(model.visual),
+        preprocess=_stable(repr(preprocess)),
+        pictures=pictures,
+        precision=precision,
+        matmul=torch.get_float32_matmul_precision(),
+        device=next(model.parameters()).device.type,
+        open_clip=version('open_clip_torch'),
+        format=FORMAT,
+    )
 
 # %% ../nbs/08b_cache.ipynb #cache-shards
+_SHARDS = '[!.]*.safetensors'  # not those that another process is writing
+
+
 def _write(path, content):
     "A file, whole or not at all"
     with whole_file(path) as p:
         p.write_bytes(content)
 
+
 def _checksum(digests, rows, told):
     shapes = f'{digests.dtype} {tuple(digests.shape)} {rows.dtype} {tuple(rows.shape)} {told}'
     return _digest(shapes.encode(), digests.numpy().reshape(-1), rows.numpy().reshape(-1)).hex()
+
 
 def _shard(digests, rows, told):
     "The contents of a shard, with rows that begin at a multiple of 64 bytes as in memory of their own: elsewhere the last bit of a product may differ"
     told = json.dumps({digest.hex(): remarks for digest, remarks in told.items()})
     tensors, about = dict(digests=digests, rows=rows), dict(checksum=_checksum(digests, rows, told), told=told, pad='')
-    start = 8 + int.from_bytes(to_bytes(tensors, about)[:8], 'little')                      # behind the length of the header, and the header
+    start = 8 + int.from_bytes(
+        to_bytes(tensors, about)[:8], 'little'
+    )  # behind the length of the header, and the header
     return to_bytes(tensors, about | dict(pad=' ' * (-start % 64)))
+
 
 def _write_shard(store, about, digests, rows, told):
     "Rows, their digests and remarks as a new file; all as they are on the disk, or None if that did not work"
@@ -153,6 +205,7 @@ def _write_shard(store, about, digests, rows, told):
     except OSError as e:
         return log.warning('features cannot be kept in %s (%s); going on without', store, e.strerror or e)
     return _read_shard(path, set(digests))
+
 
 def _read_shard(path, wanted):
     "Digests, memory-mapped rows and remarks of a file, or None if nothing is wanted or the file is damaged"
@@ -169,12 +222,16 @@ def _read_shard(path, wanted):
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         log.warning('%s is damaged (%s); its images are encoded again, and the file can be removed', path, e)
 
-def _split(data): return [data[i:i + 16] for i in range(0, len(data), 16)]
+
+def _split(data):
+    return [data[i : i + 16] for i in range(0, len(data), 16)]
+
 
 def _assemble(shards, wanted):
     "Rows in the wanted order: the memory map itself if one shard has just these, else a copy"
     for digests, rows, _ in shards:
-        if digests == wanted: return rows
+        if digests == wanted:
+            return rows
     place = {d: (s, r) for s, (digests, *_) in enumerate(shards) for r, d in enumerate(digests)}
     at, found = torch.tensor([place[d] for d in wanted]), torch.empty(len(wanted), shards[0][1].shape[1])
     for s, (_, rows, _) in enumerate(shards):
@@ -184,10 +241,11 @@ def _assemble(shards, wanted):
 
 # %% ../nbs/08b_cache.ipynb #cache-where
 def cache_folder(
-    cache:str|os.PathLike|None='auto', # a folder, None for no cache, or `"auto"`
-)->Path|None: # the folder
+    cache: str | os.PathLike | None = 'auto',  # a folder, None for no cache, or `"auto"`
+) -> Path | None:  # the folder
     "Where features are kept: `$RECLIP_CACHE`, or else the user's cache folder"
-    if cache == 'auto': cache = os.environ.get('RECLIP_CACHE') or platformdirs.user_cache_path('reclip', appauthor=False)
+    if cache == 'auto':
+        cache = os.environ.get('RECLIP_CACHE') or platformdirs.user_cache_path('reclip', appauthor=False)
     return None if cache is None else Path(os.path.expanduser(cache))
 
 # %% ../nbs/08b_cache.ipynb #cache-encode-missing
@@ -195,24 +253,27 @@ def _encode_missing(model, files, preprocess, store, about, wanted, missing, par
     "Encode what is not known, a shard at a time; the shards, and positions that cannot be opened"
     shards, bad = [], set()
     for start in range(0, len(missing), part):
-        rows, told = missing[start:start + part], {}
+        rows, told = missing[start : start + part], {}
         if len(missing) > part:
             log.info('encoding images: %s of %s', f'{start:,}', f'{len(missing):,}')
+
         def tell(i, why):
             unreadable(rows[i], why)
             bad.add(rows[i])
+
         def hear(i, kind, detail):
             told.setdefault(wanted[rows[i]], {})[kind] = detail
+
         own = _Unchanged(files.keep(rows), [wanted[i] for i in rows])
         try:
             found = encode_images(model, own, preprocess, unreadable=unreadable and tell, remark=hear, **settings).cpu()
         except ValueError:
-            if bad.issuperset(rows):                              # none of these can be opened
+            if bad.issuperset(rows):  # none of these can be opened
                 continue
             raise
         digests = [wanted[i] for i in rows if i not in bad]
         kept = store and _write_shard(store, about, digests, found, told)
-        if not kept:                                              # the log has said why
+        if not kept:  # the log has said why
             store = None
         shards.append(kept or (digests, found, told))
     return shards, bad
@@ -226,13 +287,15 @@ def _known_or_encoded(
         return None
     wanted = image_digests(images, progress) if digests is None else digests
     ask = set(wanted)
-    if store.is_dir(): sweep(store)
-    shards = [o for path in sorted(store.glob('*.safetensors')) if (o := _read_shard(path, ask))]
+    if store.is_dir():
+        sweep(store)
+    shards = [o for path in sorted(store.glob(_SHARDS)) if (o := _read_shard(path, ask))]
     known = {d for digests, *_ in shards for d in digests}
     missing = [i for i, d in enumerate(wanted) if d not in known]
     log.info('%s of %s images were encoded before', f'{len(wanted) - len(missing):,}', f'{len(wanted):,}')
-    new, bad = _encode_missing(model, images, preprocess, store, about, wanted, missing, part, unreadable, progress=progress,
-                               **settings)
+    new, bad = _encode_missing(
+        model, images, preprocess, store, about, wanted, missing, part, unreadable, progress=progress, **settings
+    )
     told = {digest: remarks for *_, of in shards + new for digest, remarks in of.items()}
     for i, digest in enumerate(wanted):
         for about in told.get(digest, {}).items() if i not in bad else ():
@@ -242,18 +305,19 @@ def _known_or_encoded(
 
 # %% ../nbs/08b_cache.ipynb #cache-encode
 def encode_cached(
-    model, # open_clip model, frozen
-    images, # ImageFiles; anything else goes to encode_images as it is
-    preprocess=None, # the model's own
-    cache:str|os.PathLike|None='auto', # see cache_folder
-    precision:str='float32', # of the image tower, see mixed
-    unreadable:Callable|None=None, # see encode_images
-    remark:Callable|None=None, # see encode_images
-    progress:bool=False, # show bars
-    digests:list[bytes]|None=None, # of these images, if they are known already: what has become another file since then is unreadable
-    part:int=8192, # images that are encoded between one writing and the next
-    **settings, # of encode_images: batch_size, num_workers
-)->torch.Tensor: # (N, D) float32 unit rows, on the model's device
+    model,  # open_clip model, frozen
+    images,  # ImageFiles; anything else goes to encode_images as it is
+    preprocess=None,  # the model's own
+    cache: str | os.PathLike | None = 'auto',  # see cache_folder
+    precision: str = 'float32',  # of the image tower, see mixed
+    unreadable: Callable | None = None,  # see encode_images
+    remark: Callable | None = None,  # see encode_images
+    progress: bool = False,  # show bars
+    digests: list[bytes]
+    | None = None,  # of these images, if they are known already: what has become another file since then is unreadable
+    part: int = 8192,  # images that are encoded between one writing and the next
+    **settings,  # of encode_images: batch_size, num_workers
+) -> torch.Tensor:  # (N, D) float32 unit rows, on the model's device
     "What encode_images gives, and raises, for the same images; those that were encoded before are read instead"
     settings |= dict(precision=precision, progress=progress)
     listen = dict(unreadable=unreadable, remark=remark)
@@ -277,32 +341,51 @@ def encode_cached(
     return found.to(next(model.parameters()).device)
 
 # %% ../nbs/08b_cache.ipynb #cache-info
-def _stores(folder): return sorted(o for o in folder.glob('*') if re.fullmatch('[0-9a-f]{32}', o.name) and o.is_dir()) if folder else []
+def _stores(folder):
+    return sorted(o for o in folder.glob('*') if re.fullmatch('[0-9a-f]{32}', o.name) and o.is_dir()) if folder else []
+
 
 def _count(path):
     "Rows of a shard; 0 if it is damaged"
     try:
-        with safe_open(path, 'pt') as file: return file.get_slice('digests').get_shape()[0]
-    except (SafetensorError, OSError): return 0
+        with safe_open(path, 'pt') as file:
+            return file.get_slice('digests').get_shape()[0]
+    except (SafetensorError, OSError):
+        return 0
+
 
 def cache_info(
-    cache:str|os.PathLike|None='auto', # see cache_folder
-)->dict: # folder, rows, bytes, and the same of each store with what it is for
+    cache: str | os.PathLike | None = 'auto',  # see cache_folder
+) -> dict:  # folder, rows, bytes, and the same of each store with what it is for
     "What is kept, and how large it is"
     folder, stores = cache_folder(cache), []
     for store in _stores(folder):
-        try: about = json.loads((store / 'settings.json').read_text(encoding='utf-8'))
-        except (OSError, ValueError): about = {}
-        shards = list(store.glob('*.safetensors'))
-        stores.append(dict(store=store.name, rows=sum(map(_count, shards)), bytes=sum(o.stat().st_size for o in shards), **{k: about.get(k) for k in ('tower', 'precision', 'device')}))
-    return dict(folder=str(folder), rows=sum(o['rows'] for o in stores), bytes=sum(o['bytes'] for o in stores), stores=stores)
+        try:
+            about = json.loads((store / 'settings.json').read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            about = {}
+        shards = list(store.glob(_SHARDS))
+        stores.append(
+            dict(
+                store=store.name,
+                rows=sum(map(_count, shards)),
+                bytes=sum(o.stat().st_size for o in shards),
+                **{k: about.get(k) for k in ('tower', 'precision', 'device')},
+            )
+        )
+    return dict(
+        folder=str(folder), rows=sum(o['rows'] for o in stores), bytes=sum(o['bytes'] for o in stores), stores=stores
+    )
+
 
 def clear_cache(
-    cache:str|os.PathLike|None='auto', # see cache_folder
+    cache: str | os.PathLike | None = 'auto',  # see cache_folder
 ):
     "Remove all stores; other files in the folder stay"
     for store in _stores(cache_folder(cache)):
         sweep(store)
         for path in store.iterdir():
-            if re.fullmatch(r'[0-9a-f]{32}\.safetensors|settings\.json|\..*-[0-9a-f]{32}', path.name): path.unlink(missing_ok=True)
-        if not any(store.iterdir()): store.rmdir()
+            if re.fullmatch(r'[0-9a-f]{32}\.safetensors|settings\.json|\..*-[0-9a-f]{32}', path.name):
+                path.unlink(missing_ok=True)
+        if not any(store.iterdir()):
+            store.rmdir()

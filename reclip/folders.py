@@ -31,15 +31,15 @@ def _system_exchange():
     library = ctypes.CDLL(None, use_errno=True)
     if sys.platform == 'darwin':
         swap = getattr(library, 'renamex_np', None)
-        return swap and (lambda a, b: swap(a, b, ctypes.c_uint(2)))                   # RENAME_SWAP
-    swap, here = getattr(library, 'renameat2', None), ctypes.c_int(-100)              # AT_FDCWD
-    return swap and (lambda a, b: swap(here, a, here, b, ctypes.c_uint(2)))           # RENAME_EXCHANGE
+        return swap and (lambda a, b: swap(a, b, ctypes.c_uint(2)))  # RENAME_SWAP
+    swap, here = getattr(library, 'renameat2', None), ctypes.c_int(-100)  # AT_FDCWD
+    return swap and (lambda a, b: swap(here, a, here, b, ctypes.c_uint(2)))  # RENAME_EXCHANGE
 
 
 def exchange(
-    a:str|os.PathLike, # folder
-    b:str|os.PathLike, # folder on the same disk
-)->bool: # False: this system or disk cannot, and nothing has happened
+    a: str | os.PathLike,  # folder
+    b: str | os.PathLike,  # folder on the same disk
+) -> bool:  # False: this system or disk cannot, and nothing has happened
     "Two folders change places in one step"
     swap = _system_exchange()
     return bool(swap) and swap(os.fsencode(a), os.fsencode(b)) == 0
@@ -52,7 +52,7 @@ def _clear(scratch, target):
         if target and os.path.lexists(old) and not os.path.lexists(target):
             os.replace(old, target)
     except OSError:
-        return                                                        # it may be all that there is
+        return  # it may be all that there is
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -61,10 +61,10 @@ def _scratch(target, prefix, folder):
     "A hidden, locked folder, removed at the end"
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-        handle = os.open(scratch, os.O_RDONLY) if os.name == 'posix' else None        # Windows opens no folders
+        handle = os.open(scratch, os.O_RDONLY) if os.name == 'posix' else None  # Windows opens no folders
         if handle is None or lock(handle) is not False and scratch.exists():
             break
-        os.close(handle)                                              # it was taken for left over
+        os.close(handle)  # it was taken for left over
     try:
         yield scratch
     finally:
@@ -74,7 +74,7 @@ def _scratch(target, prefix, folder):
 
 
 def recover(
-    target:str|os.PathLike, # folder that somebody is about to read or to write
+    target: str | os.PathLike,  # folder that somebody is about to read or to write
 ):
     "What a killed process left beside it goes; what stood at `target`, if it was on its way out, comes back"
     target = Path(target)
@@ -85,8 +85,8 @@ def recover(
 
 
 def put(
-    new:str|os.PathLike, # folder on the same disk, in its final state
-    target:str|os.PathLike, # where it shall be
+    new: str | os.PathLike,  # folder on the same disk, in its final state
+    target: str | os.PathLike,  # where it shall be
 ):
     "A folder takes its place; what stood there goes. Killed at any moment, one of the two is there, after `recover` at the latest"
     target = Path(target)
@@ -95,15 +95,15 @@ def put(
         if not os.path.lexists(target):
             os.replace(new, target)
         elif exchange(new, target):
-            os.replace(new, scratch / 'replaced')                     # this is the earlier one now
+            os.replace(new, scratch / 'replaced')  # this is the earlier one now
         else:
-            os.replace(target, scratch / 'old')                       # a kill here: recover brings it back
+            os.replace(target, scratch / 'old')  # a kill here: recover brings it back
             os.replace(new, target)
-        sync(target.parent)                                           # on the disk before the earlier one goes
+        sync(target.parent)  # on the disk before the earlier one goes
 
 
 def discard(
-    folder:str|os.PathLike, # to be removed
+    folder: str | os.PathLike,  # to be removed
 ):
     "Remove a folder, if it is there, in one step for whoever looks: it is never there in parts"
     folder = Path(folder)
@@ -115,8 +115,8 @@ def discard(
 
 @contextmanager
 def whole_folder(
-    target:str|os.PathLike, # where it shall be; what stands there is replaced
-): # yields an empty folder to write into
+    target: str | os.PathLike,  # where it shall be; what stands there is replaced
+):  # yields an empty folder to write into
     "A folder beside `target`; it takes its place at the end of the `with` block, or vanishes after an error"
     target = Path(target)
     recover(target)
@@ -131,9 +131,9 @@ def whole_folder(
 
 @contextmanager
 def temporary_folder(
-    target:str|os.PathLike, # that the work is for
-    where:str|os.PathLike|None=None, # folder to make it in; default: the system's for such things
-): # yields an empty folder, removed at the end
+    target: str | os.PathLike,  # that the work is for
+    where: str | os.PathLike | None = None,  # folder to make it in; default: the system's for such things
+):  # yields an empty folder, removed at the end
     "A folder for the time of some work; what killed processes left of the same work goes first"
     where = Path(where or tempfile.gettempdir())
     prefix = f'reclip-{blake2b(os.fsencode(os.path.realpath(target)), digest_size=6).hexdigest()}-'
@@ -145,7 +145,7 @@ def temporary_folder(
         yield scratch
 
 # %% ../nbs/00e_folders.ipynb #folders-hold
-_held = set()                                                         # handles of locks
+_held = set()  # handles of locks
 
 
 def _let_go():
@@ -183,16 +183,18 @@ def _take(path, target, patience):
         found = lock(handle)
         if found is None or found and os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle, found
-        os.close(handle)                                              # held, or removed by who held it before
+        os.close(handle)  # held, or removed by who held it before
         if found is False and time.monotonic() > until:
-            raise BlockingIOError(f"{target} is in use by {_who(path)}; wait until that has ended, or name another output")
-        time.sleep(.02)
+            raise BlockingIOError(
+                f"{target} is in use by {_who(path)}; wait until that has ended, or name another output"
+            )
+        time.sleep(0.02)
 
 
 @contextmanager
 def hold(
-    target:str|os.PathLike, # file or folder that will be written
-    patience:float=.5, # seconds until another holder is an error
+    target: str | os.PathLike,  # file or folder that will be written
+    patience: float = 0.5,  # seconds until another holder is an error
 ):
     "Nobody else holds `target` within the `with` block; `BlockingIOError` says who does"
     target = Path(target)
@@ -207,22 +209,22 @@ def hold(
         except BlockingIOError:
             raise
         except OSError:
-            pass                                                      # the note says it
+            pass  # the note says it
         if not locked:
             note(f"{target.parent} has no locks for us; let only one process at a time write to {target.name}")
         yield
     finally:
-        if handle in _held:                                           # not in a fork
+        if handle in _held:  # not in a fork
             path.unlink(missing_ok=True)
             _held.discard(handle)
             os.close(handle)
         for folder in missing:
             with suppress(OSError):
-                folder.rmdir()                                        # if nothing came into it
+                folder.rmdir()  # if nothing came into it
 
 # %% ../nbs/00e_folders.ipynb #folders-place
 def check_writable(
-    folder:str|os.PathLike, # that is there
+    folder: str | os.PathLike,  # that is there
 ):
     "`OSError` if nothing can be written into it"
     try:
@@ -232,14 +234,16 @@ def check_writable(
 
 
 def check_place(
-    target:str|os.PathLike, # file or folder that will be written
-    more:str='', # what its name is longer by while work goes on, such as `.partial`
-)->Path: # where it really is: links are followed
+    target: str | os.PathLike,  # file or folder that will be written
+    more: str = '',  # what its name is longer by while work goes on, such as `.partial`
+) -> Path:  # where it really is: links are followed
     "`ValueError` or `OSError` before the work if nothing can be written there"
     given = Path(target)
     if os.path.islink(given) and not os.path.exists(given):
-        raise FileNotFoundError(f"{given} is a link to {os.readlink(given)}, which is not there; remove the link, or name another output")
-    if os.path.islink(given) or given.name in ('', '..'):             # `.` has no name of its own
+        raise FileNotFoundError(
+            f"{given} is a link to {os.readlink(given)}, which is not there; remove the link, or name another output"
+        )
+    if os.path.islink(given) or given.name in ('', '..'):  # `.` has no name of its own
         given = Path(os.path.realpath(given))
     place = Path(os.path.abspath(given))
     there = next(o for o in place.parents if os.path.lexists(o)) if place.name else place

@@ -31,9 +31,9 @@ class CannotGoOn(ValueError):
 
 
 def write_tensors(
-    path:str|os.PathLike, # `.safetensors`
-    tensors:dict[str, torch.Tensor], # by name
-    **about, # plain values for its header
+    path: str | os.PathLike,  # `.safetensors`
+    tensors: dict[str, torch.Tensor],  # by name
+    **about,  # plain values for its header
 ):
     "Tensors as a file, whole or not at all"
     header = {k: json.dumps(v) for k, v in about.items()}
@@ -42,9 +42,9 @@ def write_tensors(
 
 
 def read_tensors(
-    path:str|os.PathLike, # of write_tensors
-    run_id:str|None=None, # that it must carry; default: any
-)->tuple[dict[str, torch.Tensor], dict]: # tensors, and plain values of the header
+    path: str | os.PathLike,  # of write_tensors
+    run_id: str | None = None,  # that it must carry; default: any
+) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, and plain values of the header
     "What write_tensors wrote; `CannotGoOn` if it is damaged or another run's"
     try:
         with safe_open(path, 'pt') as file:
@@ -58,27 +58,27 @@ def read_tensors(
 
 # %% ../nbs/08f_kept.ipynb #kept-begun
 def partial_folder(
-    output:str|os.PathLike, # where the run shall be
-)->Path: # where it is while work goes on
+    output: str | os.PathLike,  # where the run shall be
+) -> Path:  # where it is while work goes on
     "`NAME.partial` beside `NAME`"
     output = Path(output)
-    if output.name in ('', '..'):                                     # `.` has no name of its own
+    if output.name in ('', '..'):  # `.` has no name of its own
         output = Path(os.path.abspath(output))
     return output.parent / f'{output.name}.partial'
 
 
 def is_run(
-    folder:str|os.PathLike, # any path
-)->bool: # whether a run left it
+    folder: str | os.PathLike,  # any path
+) -> bool:  # whether a run left it
     "Whether a folder holds a finished run"
     return all((Path(folder) / o).is_file() for o in ('config.json', 'predictions.csv', 'adapted.safetensors'))
 
 
 def begin(
-    work:str|os.PathLike, # working folder; an earlier one is replaced
-    settings:dict, # plain values: what distinguishes this run from others
-    weights:dict[str, str], # of model_digests
-)->str: # id of the run
+    work: str | os.PathLike,  # working folder; an earlier one is replaced
+    settings: dict,  # plain values: what distinguishes this run from others
+    weights: dict[str, str],  # of model_digests
+) -> str:  # id of the run
     "Make the working folder, with `begun.json` in it"
     run_id = uuid4().hex
     Path(work).parent.mkdir(parents=True, exist_ok=True)
@@ -88,25 +88,32 @@ def begin(
 
 
 def read_begun(
-    work:str|os.PathLike, # working folder
-)->dict: # settings, run_id and weights
+    work: str | os.PathLike,  # working folder
+) -> dict:  # settings, run_id and weights
     "What an unfinished run was begun with; `CannotGoOn` if that cannot be known"
     path = Path(work) / 'begun.json'
     try:
         begun = read_json(path)
     except ValueError as e:
         raise CannotGoOn(f"{path} is damaged ({e}); {_ANEW}") from e
-    if not isinstance(begun, dict) or not isinstance(begun.get('run_id'), str) or not isinstance(begun.get('weights'), dict):
-        raise CannotGoOn(f"{path} is damaged, or of another version of reclip: it says neither the run's id nor its model; {_ANEW}")
+    if (
+        not isinstance(begun, dict)
+        or not isinstance(begun.get('run_id'), str)
+        or not isinstance(begun.get('weights'), dict)
+    ):
+        raise CannotGoOn(
+            f"{path} is damaged, or of another version of reclip: it says neither the run's id nor its model; {_ANEW}"
+        )
     return begun
 
 # %% ../nbs/08f_kept.ipynb #kept-same
 class Seen(NamedTuple):
     "The images of a run"
-    names:Sequence[str]         # (N,) as show_path writes them
-    digests:Sequence[bytes]     # (N,) of 16 bytes
-    skipped:Sequence[str] = ()  # names of what has no row
-    unreadable:dict[str, str] = {}  # digests, in hexadecimal digits, of those that were there and could not be opened
+
+    names: Sequence[str]  # (N,) as show_path writes them
+    digests: Sequence[bytes]  # (N,) of 16 bytes
+    skipped: Sequence[str] = ()  # names of what has no row
+    unreadable: dict[str, str] = {}  # digests, in hexadecimal digits, of those that were there and could not be opened
 
 
 def _many(n, of=None):
@@ -115,9 +122,9 @@ def _many(n, of=None):
 
 
 def same_images(
-    seen:Seen, # when the run was begun
-    now:dict[str, bytes], # digests of the images that are there now, by name as show_path writes it
-    whose:str='the unfinished run', # how to call the run in a message
+    seen: Seen,  # when the run was begun
+    now: dict[str, bytes],  # digests of the images that are there now, by name as show_path writes it
+    whose: str = 'the unfinished run',  # how to call the run in a message
 ):
     "`CannotGoOn` names the first image that is gone, has come, or has changed"
     gone = [o for o in seen.names if o not in now]
@@ -127,53 +134,61 @@ def same_images(
     known = {*seen.names, *seen.skipped}
     come = [o for o in now if o not in known]
     if come:
-        raise CannotGoOn(f"{_many(len(come))} come since {whose} was begun, such as {come[0]}; take them away, or {_ANEW}")
+        raise CannotGoOn(
+            f"{_many(len(come))} come since {whose} was begun, such as {come[0]}; take them away, or {_ANEW}"
+        )
     before = dict(zip(seen.names, seen.digests))
     skipped = {o: bytes.fromhex(seen.unreadable.get(o, '')) for o in now if o not in before}
     changed = [o for o, digest in (before | skipped).items() if now[o] != digest]
     if changed:
         many = _many(len(changed), len(now))
-        raise CannotGoOn(f"{many} changed since {whose} was begun, the first: {changed[0]}; put them back as they were, or {_ANEW}")
+        raise CannotGoOn(
+            f"{many} changed since {whose} was begun, the first: {changed[0]}; put them back as they were, or {_ANEW}"
+        )
 
 
 _PARTS = dict(image_tower='weights of the image tower', text_tower='weights of the text tower')
 
 
 def same_model(
-    before:dict[str, str], # of model_digests, when the run was begun
-    now:dict[str, str], # of model_digests
-    whose:str='the unfinished run', # how to call the run in a message
+    before: dict[str, str],  # of model_digests, when the run was begun
+    now: dict[str, str],  # of model_digests
+    whose: str = 'the unfinished run',  # how to call the run in a message
 ):
     "`CannotGoOn` says which part of the model has changed"
     other = [_PARTS.get(k, k) for k in now if before.get(k) != now[k]]
     if other:
-        raise CannotGoOn(f"the model has changed since {whose} was begun: other {' and '.join(other)}; put its files back, or {_ANEW}")
+        raise CannotGoOn(
+            f"the model has changed since {whose} was begun: other {' and '.join(other)}; put its files back, or {_ANEW}"
+        )
 
 
 def row_digests(
-    rows:torch.Tensor, # (N, D) features that somebody gave
-)->list[bytes]: # (N,) of 16 bytes
+    rows: torch.Tensor,  # (N, D) features that somebody gave
+) -> list[bytes]:  # (N,) of 16 bytes
     "What stands for an image if there is none"
     return [blake2b(o.tobytes(), digest_size=16).digest() for o in rows.cpu().contiguous().numpy()]
 
 # %% ../nbs/08f_kept.ipynb #kept-digests
 def pack_digests(
-    digests:Sequence[bytes], # (N,) of 16 bytes
-)->torch.Tensor: # (N, 16) uint8
+    digests: Sequence[bytes],  # (N,) of 16 bytes
+) -> torch.Tensor:  # (N, 16) uint8
     "Digests as a tensor"
     return torch.from_numpy(np.frombuffer(b''.join(digests), np.uint8).reshape(-1, 16).copy())
 
 
 def split_digests(
-    packed:torch.Tensor, # (N, 16) uint8
-)->list[bytes]: # (N,) of 16 bytes
+    packed: torch.Tensor,  # (N, 16) uint8
+) -> list[bytes]:  # (N,) of 16 bytes
     "The inverse of pack_digests"
     return [o.tobytes() for o in packed.numpy()]
 
 
 def read_digests(
-    folder:str|os.PathLike, # of a finished run
-)->list[bytes]|None: # one for each row of `predictions.csv`: of the image's bytes, or of the row of features; None: the run kept none
+    folder: str | os.PathLike,  # of a finished run
+) -> (
+    list[bytes] | None
+):  # one for each row of `predictions.csv`: of the image's bytes, or of the row of features; None: the run kept none
     "What the run saw in each image; `ValueError` if the file is damaged. Runs of version 0.0.1 have none"
     path = Path(folder) / 'digests.safetensors'
     if not path.is_file():
@@ -185,23 +200,23 @@ def read_digests(
 
 # %% ../nbs/08f_kept.ipynb #kept-finish
 def finish(
-    work:str|os.PathLike, # working folder that holds all files of a finished run
-    output:str|os.PathLike, # where the run shall be; an earlier one is replaced
+    work: str | os.PathLike,  # working folder that holds all files of a finished run
+    output: str | os.PathLike,  # where the run shall be; an earlier one is replaced
 ):
     "The working folder takes its place"
     work, output = Path(work), Path(output)
     sweep(work)
-    for left in work.glob('.*-*'):                                    # of version 0.0.1
+    for left in work.glob('.*-*'):  # of version 0.0.1
         if left.is_file():
             left.unlink()
     for name in ('frozen.safetensors', 'checkpoint.safetensors'):
         (work / name).unlink(missing_ok=True)
     put(work, output)
-    (output / 'begun.json').unlink(missing_ok=True)                   # until here it told the later run from the earlier one
+    (output / 'begun.json').unlink(missing_ok=True)  # until here it told the later run from the earlier one
 
 
 def recover_run(
-    output:str|os.PathLike, # held by this process
+    output: str | os.PathLike,  # held by this process
 ):
     "What a killed process left of this run goes; the earlier run comes back, if it was on its way out"
     output, work = Path(output), partial_folder(output)
@@ -210,18 +225,18 @@ def recover_run(
     for folder in (output, work):
         if folder.is_dir():
             sweep(folder)
-    if is_run(output) and (output / 'begun.json').is_file():          # it took its place, and then came the kill
+    if is_run(output) and (output / 'begun.json').is_file():  # it took its place, and then came the kill
         if is_run(work) and not (work / 'begun.json').is_file():
-            discard(work)                                             # the earlier run
+            discard(work)  # the earlier run
         (output / 'begun.json').unlink()
 
 
 def mend_run(
-    run:str|os.PathLike, # that somebody is about to read
+    run: str | os.PathLike,  # that somebody is about to read
 ):
     "recover_run where a kill has left something, and nobody is at work"
     run = Path(os.path.realpath(run))
-    if run.suffix == '.partial':                                      # it is in the making
+    if run.suffix == '.partial':  # it is in the making
         return
     ours = hidden_name(run), hidden_name(partial_folder(run))
     try:
@@ -229,5 +244,5 @@ def mend_run(
             return
         with hold(run, patience=0):
             recover_run(run)
-    except OSError:                                                   # somebody is at work, or it may not be written
+    except OSError:  # somebody is at work, or it may not be written
         pass

@@ -44,19 +44,21 @@ def _items(config):
 def _asks_for_code(key, value):
     if key in ('trust_remote_code', 'auto_map', 'allow_all_kernels'):
         return bool(value)
-    return str(key).endswith('attn_implementation') and '/' in str(value)            # compiled code from the hub
+    return str(key).endswith('attn_implementation') and '/' in str(value)  # compiled code from the hub
 
 
 def check_config(
-    config:object, # plain values, as JSON has them
-    where:str, # how to call it in a message, such as its path
+    config: object,  # plain values, as JSON has them
+    where: str,  # how to call it in a message, such as its path
 ):
     "`UnusableModel` if a configuration asks for code that comes with the model"
     for key, value in _items(config):
         if _asks_for_code(key, value):
             what = json.dumps({key: value}, default=str)[1:-1][:80]
-            raise UnusableModel(f"{where} asks for Python code that comes with the model ({what}), and none is run "
-                                "here; take that out of the file if the model works without it, or use another model")
+            raise UnusableModel(
+                f"{where} asks for Python code that comes with the model ({what}), and none is run "
+                "here; take that out of the file if the model works without it, or use another model"
+            )
 
 
 def _folder_configs(folder):
@@ -68,13 +70,14 @@ def _hub_configs(repo, revision=None, names=_READ):
     "Those of a repository of the hub; what cannot be had is left to the loader, which says it better"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     found = {}
     for name in names:
         try:
             path = hf_hub_download(repo, name, revision=revision)
         except EntryNotFoundError as e:
             if isinstance(e, LocalEntryNotFoundError):
-                break                                                                # no way to the hub
+                break  # no way to the hub
             continue
         except (OSError, ValueError):
             break
@@ -92,7 +95,7 @@ def _elsewhere(key, name, folder, ask_hub):
     "Configurations of what a configuration names: in a folder seen from here or from the model's, or on the hub"
     scheme, _, place = name.rpartition(':')
     if key == 'timm_model_name' and not scheme:
-        return {}                                                                    # one of timm's own
+        return {}  # one of timm's own
     folders = [o for o in (Path(place), folder and folder / place) if o and o.is_dir()]
     if folders or not ask_hub:
         return {k: v for o in folders for k, v in _folder_configs(o).items()}
@@ -101,7 +104,7 @@ def _elsewhere(key, name, folder, ask_hub):
 
 
 def check_configs(
-    model:str, # open_clip architecture, `local-dir:folder` or `hf-hub:org/name`
+    model: str,  # open_clip architecture, `local-dir:folder` or `hf-hub:org/name`
 ):
     "`UnusableModel` if a model, its towers or its tokenizer ask for code; `ValueError` for an unreadable configuration"
     folder = Path(model.removeprefix('local-dir:')) if model.startswith('local-dir:') else None
@@ -113,7 +116,7 @@ def check_configs(
         found = {model: open_clip.get_model_config(model)}
     named = {(k, v) for config in found.values() for k, v in _items(config) if k in _ELSEWHERE and isinstance(v, str)}
     for key, name in sorted(o for o in named if o[1]):
-        own = key == 'hf_tokenizer_name' and folder is not None                      # open_clip takes the folder's
+        own = key == 'hf_tokenizer_name' and folder is not None  # open_clip takes the folder's
         found |= _elsewhere(key, name, folder, not own and not _is_shipped(model, found.get(model)))
     for where, config in found.items():
         check_config(config, where)
@@ -121,14 +124,20 @@ def check_configs(
 # %% ../nbs/01c_trust.ipynb #trust-guard
 _LOCK = threading.RLock()  # one model at a time: all threads see what is replaced
 _DOORS = {
-    'transformers.dynamic_module_utils':
-        ('get_class_from_dynamic_module', 'get_cached_module_file', 'get_class_in_module'),
-    'transformers.integrations.hub_kernels': ('get_kernel',)}
+    'transformers.dynamic_module_utils': (
+        'get_class_from_dynamic_module',
+        'get_cached_module_file',
+        'get_class_in_module',
+    ),
+    'transformers.integrations.hub_kernels': ('get_kernel',),
+}
 
 
 def _refuse(*_, **__):
-    raise UnusableModel("it asks transformers for Python code that comes with the model, and none is run here; "
-                        "use a model without auto_map and trust_remote_code")
+    raise UnusableModel(
+        "it asks transformers for Python code that comes with the model, and none is run here; "
+        "use a model without auto_map and trust_remote_code"
+    )
 
 
 @contextmanager
@@ -148,12 +157,14 @@ def _replaced(owner, **values):
 def _environment(**values):
     "Environment variables have other values for a while; None: they are not there"
     before = {k: os.environ.get(k) for k in values}
+
     def put(values):
         for k, v in values.items():
             if v is None:
                 os.environ.pop(k, None)
             else:
                 os.environ[k] = v
+
     try:
         put(values)
         yield
@@ -170,8 +181,10 @@ def _doors():
             continue
         values = {o: _refuse for o in functions if hasattr(module, o)}
         if not values:
-            raise UnusableModel(f"this version of transformers is not known here: {name} has no {functions[-1]}, "
-                                "so that code of others could not be kept out; install another version")
+            raise UnusableModel(
+                f"this version of transformers is not known here: {name} has no {functions[-1]}, "
+                "so that code of others could not be kept out; install another version"
+            )
         if hasattr(module, 'TIME_OUT_REMOTE_CODE'):
             values['TIME_OUT_REMOTE_CODE'] = 0  # seconds in which a person could agree
         yield module, values
@@ -181,8 +194,11 @@ def _doors():
 def no_code_of_others():
     "While a model is built, nothing that comes with it is run: no Python file, and no pickle"
     with _LOCK, ExitStack() as guards:
-        guards.enter_context(_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=None,
-                                          TRUST_REMOTE_CODE=None))
+        guards.enter_context(
+            _environment(
+                TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=None, TRUST_REMOTE_CODE=None
+            )
+        )
         guards.enter_context(_replaced(factory, load_state_dict=read_weights))
         for module, values in _doors():
             guards.enter_context(_replaced(module, **values))
@@ -190,9 +206,9 @@ def no_code_of_others():
 
 # %% ../nbs/01c_trust.ipynb #trust-known
 def settled_model(
-    model, # a name, or a model in memory
-    pretrained:str|None=None, # tag or path
-)->tuple: # the same, with absolute paths where there are paths
+    model,  # a name, or a model in memory
+    pretrained: str | None = None,  # tag or path
+) -> tuple:  # the same, with absolute paths where there are paths
     "Names that mean the same from any folder"
     if isinstance(model, str) and model.startswith('local-dir:') and model != 'local-dir:':
         model = 'local-dir:' + os.path.abspath(os.path.expanduser(model.removeprefix('local-dir:')))
@@ -235,9 +251,9 @@ def _content(files):
 
 
 def model_digest(
-    model:str, # open_clip architecture, `local-dir:folder`, `hf-hub:org/name` or `demo`
-    pretrained:str|None=None, # tag or path of a checkpoint
-)->str|None: # hexadecimal digits; None if it is published or comes with this package
+    model: str,  # open_clip architecture, `local-dir:folder`, `hf-hub:org/name` or `demo`
+    pretrained: str | None = None,  # tag or path of a checkpoint
+) -> str | None:  # hexadecimal digits; None if it is published or comes with this package
     "What a model is now, by all its files, or its name on the hub; `FileNotFoundError` without its folder"
     if model.startswith('hf-hub:'):
         return hashlib.sha256(model.encode()).hexdigest()
@@ -253,12 +269,13 @@ def model_digest(
 def _kept(digest):
     "Where it is written down that somebody has named a model"
     from reclip.cache import cache_folder
+
     return cache_folder() / 'models' / digest
 
 
 def remember_model(
-    model:str, # as its user named it
-    pretrained:str|None=None, # tag or path of a checkpoint
+    model: str,  # as its user named it
+    pretrained: str | None = None,  # tag or path of a checkpoint
 ):
     "Write down that a model was named by its user; a warning if that cannot be done"
     try:
@@ -271,16 +288,19 @@ def remember_model(
         with whole_file(_kept(digest)) as path:
             path.write_text(json.dumps(about), encoding='utf-8')
     except OSError as e:
-        log.warning('that %s was named here cannot be written down (%s); what reads its results will have to name it '
-                    'again', model, e.strerror or e)
+        log.warning(
+            'that %s was named here cannot be written down (%s); what reads its results will have to name it again',
+            model,
+            e.strerror or e,
+        )
 
 
 def model_of_run(
-    folder:str|os.PathLike, # with a result, whoever made it
-    own:tuple[str, str|None], # model and pretrained that it names
-    model:str|None=None, # what its user names in this call instead
-    pretrained:str|None=None, # the same
-)->tuple[str, str|None]: # model and pretrained to load
+    folder: str | os.PathLike,  # with a result, whoever made it
+    own: tuple[str, str | None],  # model and pretrained that it names
+    model: str | None = None,  # what its user names in this call instead
+    pretrained: str | None = None,  # the same
+) -> tuple[str, str | None]:  # model and pretrained to load
     "The model of a result; `UnusableModel` if neither this call nor an earlier one here has named it as it is now"
     found = settled_model(model or own[0], pretrained or own[1])
     by_scheme = found[0].startswith(SCHEMES)
@@ -289,12 +309,16 @@ def model_of_run(
     try:
         digest = model_digest(*found)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{folder} names the model {own[0]}, and it is not there; "
-                                "say where it is now with --model (in Python model=)") from e
+        raise FileNotFoundError(
+            f"{folder} names the model {own[0]}, and it is not there; "
+            "say where it is now with --model (in Python model=)"
+        ) from e
     if digest is None or _kept(digest).is_file():
         return found
     what, option = (own[0], '--model') if by_scheme else (own[1], '--pretrained')
     name = shlex.quote(what) if what.isprintable() else ascii(what)
-    raise UnusableModel(f"{folder} names the model {name}, which nobody has named on this machine as it is now, "
-                        "and a model is not taken from a result unseen; if you trust it, repeat the command with "
-                        f"{option} {name} (in Python {option[2:]}={what!a})")
+    raise UnusableModel(
+        f"{folder} names the model {name}, which nobody has named on this machine as it is now, "
+        "and a model is not taken from a result unseen; if you trust it, repeat the command with "
+        f"{option} {name} (in Python {option[2:]}={what!a})"
+    )

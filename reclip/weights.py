@@ -22,14 +22,15 @@ from .files import regular_file
 from .notes import note
 
 # %% ../nbs/01b_weights.ipynb #weights-kind
-class UnusableModel(ValueError): "A model or a file of weights that is not loaded; the message says why"
+class UnusableModel(ValueError):
+    "A model or a file of weights that is not loaded; the message says why"
 
 
-_NO_CHECKPOINT = {                                                                   # first bytes, and what they mean
+_NO_CHECKPOINT = {  # first bytes, and what they mean
     b'version https://git-lfs': "a pointer of git-lfs and not the checkpoint itself; "
-                                "fetch it with `git lfs pull` in its folder, or download the file",
+    "fetch it with `git lfs pull` in its folder, or download the file",
     b'<': "a web page and not a checkpoint; "
-          "download the file itself, on the Hugging Face hub from /resolve/ instead of /blob/",
+    "download the file itself, on the Hugging Face hub from /resolve/ instead of /blob/",
     b'{': "JSON text and not a checkpoint; name the file with the weights themselves",
     b'\x89HDF': "an HDF5 file and not a checkpoint of PyTorch; convert its weights first",
     b'GGUF': "a GGUF file and not a checkpoint of PyTorch; convert its weights first",
@@ -37,8 +38,9 @@ _NO_CHECKPOINT = {                                                              
     b'\x1f\x8b': "compressed and so no checkpoint yet; unpack it with gunzip or tar first",
     b'BZh': "compressed and so no checkpoint yet; unpack it with bunzip2 or tar first",
     b'\xfd7zXZ': "compressed and so no checkpoint yet; unpack it with unxz or tar first",
-    b'\x28\xb5\x2f\xfd': "compressed and so no checkpoint yet; unpack it with unzstd first"}
-_TORCH_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'                     # how torch.save began before it wrote zip files
+    b'\x28\xb5\x2f\xfd': "compressed and so no checkpoint yet; unpack it with unzstd first",
+}
+_TORCH_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how torch.save began before it wrote zip files
 _CUT = "a checkpoint that is cut off or damaged; download or copy it again"
 _TRUST = "; that runs whatever the file holds, so do it only if you trust who made it"
 
@@ -58,12 +60,16 @@ def _zip_kind(path):
         raise UnusableModel(f"{path} is {_CUT}") from None
     if any('/code/' in o for o in names):
         line = _line(path, "torch.jit.load({path}, map_location='cpu').state_dict()")
-        raise UnusableModel(f"{path} is a TorchScript program and not a checkpoint, as OpenAI's own files are; "
-                            f"write its weights with {line}{_TRUST}")
+        raise UnusableModel(
+            f"{path} is a TorchScript program and not a checkpoint, as OpenAI's own files are; "
+            f"write its weights with {line}{_TRUST}"
+        )
     if names and all(o.endswith('.npy') for o in names):
         line = _line(path, "{{k: torch.from_numpy(v) for k, v in numpy.load({path}).items()}}", 'numpy, torch')
-        raise UnusableModel(f"{path} is an archive of NumPy arrays and not a checkpoint of PyTorch; "
-                            f"if its names are those of the model, write it with {line}")
+        raise UnusableModel(
+            f"{path} is an archive of NumPy arrays and not a checkpoint of PyTorch; "
+            f"if its names are those of the model, write it with {line}"
+        )
     if any(o.endswith('/data.pkl') for o in names):
         return 'torch'
     raise UnusableModel(f"{path} is a zip archive and not a checkpoint; unpack it and name the file with the weights")
@@ -84,8 +90,10 @@ def _kind(path):
     if head.startswith(b'\x80'):
         _refuse_calls(path)
         line = _line(path, "pickle.load(open({path}, 'rb'))", 'pickle, torch')
-        raise UnusableModel(f"{path} is a plain pickle and not a checkpoint that torch.save wrote; "
-                            f"write its weights with {line}{_TRUST}")
+        raise UnusableModel(
+            f"{path} is a plain pickle and not a checkpoint that torch.save wrote; "
+            f"write its weights with {line}{_TRUST}"
+        )
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n')
     what = next((why for first, why in _NO_CHECKPOINT.items() if text.startswith(first)), None)
     if what is None and path.suffix == '.safetensors':
@@ -93,10 +101,29 @@ def _kind(path):
     raise UnusableModel(f"{path} is {what or f'no checkpoint: it begins with {head[:16]!r}; name a file of weights'}")
 
 # %% ../nbs/01b_weights.ipynb #weights-foreign
-_CALLS = {'os', 'posix', 'nt', 'sys', 'subprocess', 'importlib', 'runpy', 'shutil', 'socket', 'pty', 'ctypes', 'io',
-          '_io', 'code', 'webbrowser', 'pickle'}
-_BUILTIN_CALLS = {f'{module}.{name}' for module in ('builtins', '__builtin__')
-                  for name in ('eval', 'exec', 'compile', 'open', 'getattr', '__import__', 'input')}
+_CALLS = {
+    'os',
+    'posix',
+    'nt',
+    'sys',
+    'subprocess',
+    'importlib',
+    'runpy',
+    'shutil',
+    'socket',
+    'pty',
+    'ctypes',
+    'io',
+    '_io',
+    'code',
+    'webbrowser',
+    'pickle',
+}
+_BUILTIN_CALLS = {
+    f'{module}.{name}'
+    for module in ('builtins', '__builtin__')
+    for name in ('eval', 'exec', 'compile', 'open', 'getattr', '__import__', 'input')
+}
 _PLAIN_NAMES = re.compile(r'torch\.(\w+|_utils\..*|storage\..*)|collections\.OrderedDict')  # tensors and their kinds
 
 
@@ -113,7 +140,7 @@ def _pickled_names(path, most=4):
                         names.append('.'.join(words[-2:]))
                     elif isinstance(value, str):
                         words.append(value)
-        except Exception:                                                            # the end, or damaged
+        except Exception:  # the end, or damaged
             pass
     return [o for o in dict.fromkeys(names) if not _PLAIN_NAMES.fullmatch(o)]
 
@@ -122,7 +149,7 @@ def _foreign(path):
     "Names in a checkpoint that are neither tensors nor plain containers"
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:                                                                # an old format, or too damaged
+    except Exception:  # an old format, or too damaged
         return _pickled_names(path)
 
 
@@ -131,8 +158,10 @@ def _refuse_calls(path):
     names = _foreign(path)
     calls = [o for o in names if o.split('.')[0] in _CALLS or o in _BUILTIN_CALLS]
     if calls:
-        raise UnusableModel(f"{path} calls {calls[0]} when it is opened, which no checkpoint needs; "
-                            "do not open it, and get the weights from elsewhere, as .safetensors")
+        raise UnusableModel(
+            f"{path} calls {calls[0]} when it is opened, which no checkpoint needs; "
+            "do not open it, and get the weights from elsewhere, as .safetensors"
+        )
     return names
 
 
@@ -141,13 +170,17 @@ def _why_refused(path, error):
     names = _refuse_calls(path)
     if any(re.match(r'torch\.nn\.modules\.|open_clip\.|timm\.|transformers\.', o) for o in names):
         line = _line(path, "torch.load({path}, map_location='cpu', weights_only=False).state_dict()")
-        return (f"{path} holds a whole model as a pickle and not a checkpoint of its weights; "
-                f"write these with {line}{_TRUST}")
+        return (
+            f"{path} holds a whole model as a pickle and not a checkpoint of its weights; "
+            f"write these with {line}{_TRUST}"
+        )
     if names:
         weights = "(lambda c: c.get('state_dict') or c.get('model') or c.get('model_state_dict') or c)"
         line = _line(path, f"{weights}(torch.load({{path}}, map_location='cpu', weights_only=False))")
-        return (f"{path} is a checkpoint that holds other things than tensors ({', '.join(names[:3])}); "
-                f"write its weights alone with {line}{_TRUST}")
+        return (
+            f"{path} is a checkpoint that holds other things than tensors ({', '.join(names[:3])}); "
+            f"write its weights alone with {line}{_TRUST}"
+        )
     if isinstance(error, (EOFError, RuntimeError)) and 'magic' not in str(error):
         return f"{path} is {_CUT}"
     return f"{path} is no checkpoint that can be read safely; save the model's state_dict as .safetensors"
@@ -156,7 +189,7 @@ def _why_refused(path, error):
 _WRAPPED = re.compile(r'(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 _USUAL = ('', 'state_dict', 'model_state_dict', 'model', 'module', 'net', 'weights')
 _AVERAGE = re.compile(r'(^|[._])(ema|swa|averaged?|shadow)([._]|$)')
-_NO_WEIGHTS = ('input_resolution', 'context_length', 'vocab_size')       # numbers that OpenAI's files keep among them
+_NO_WEIGHTS = ('input_resolution', 'context_length', 'vocab_size')  # numbers that OpenAI's files keep among them
 
 
 def _states(found, place=(), depth=4):
@@ -193,33 +226,42 @@ def _rank(name):
 
 
 def model_weights(
-    found:object, # what a checkpoint holds
-    path:str|os.PathLike='the checkpoint', # how to call it in a message
-)->dict[str, torch.Tensor]: # tensors by open_clip's names
+    found: object,  # what a checkpoint holds
+    path: str | os.PathLike = 'the checkpoint',  # how to call it in a message
+) -> dict[str, torch.Tensor]:  # tensors by open_clip's names
     "The weights of one model, whatever they are wrapped in; `UnusableModel` without any, a note if there are several"
     states = _states(found) if isinstance(found, Mapping) else {}
     if not states:
-        raise UnusableModel(f"{path} is no checkpoint of a model: "
-                            f"it holds no tensors with names, but {type(found).__name__}")
+        raise UnusableModel(
+            f"{path} is no checkpoint of a model: it holds no tensors with names, but {type(found).__name__}"
+        )
     if any(k.startswith('vision_model.') for state in states.values() for k in state):
-        raise UnusableModel(f"{path} is a checkpoint of transformers' CLIP, which does not fit open_clip's: its names "
-                            "are others; take the same weights from open_clip, see open_clip.list_pretrained()")
-    models = {'.'.join((*place, *prefix.split('.'))).strip('.'): model
-              for place, state in states.items() for prefix, model in _models(state).items()}
+        raise UnusableModel(
+            f"{path} is a checkpoint of transformers' CLIP, which does not fit open_clip's: its names "
+            "are others; take the same weights from open_clip, see open_clip.list_pretrained()"
+        )
+    models = {
+        '.'.join((*place, *prefix.split('.'))).strip('.'): model
+        for place, state in states.items()
+        for prefix, model in _models(state).items()
+    }
     if not models:
         usual = [state for place, state in states.items() if '.'.join(place) in _USUAL]
         return _shared((usual or list(states.values()))[0])
     taken, *others = sorted(models, key=_rank)
     if others:
-        note(f"{path} holds {len(models)} sets of weights: {taken!r} was taken, not {', '.join(map(repr, others))}; "
-             "to use another, save it alone")
+        note(
+            f"{path} holds {len(models)} sets of weights: {taken!r} was taken, not {', '.join(map(repr, others))}; "
+            "to use another, save it alone"
+        )
     return {k: v for k, v in models[taken].items() if k not in _NO_WEIGHTS}
 
 
 def read_weights(
-    path:str|os.PathLike, # a checkpoint on this machine
-    *_, **__, # what open_clip.factory.load_state_dict takes beside
-)->dict[str, torch.Tensor]: # tensors by open_clip's names, on the CPU
+    path: str | os.PathLike,  # a checkpoint on this machine
+    *_,
+    **__,  # what open_clip.factory.load_state_dict takes beside
+) -> dict[str, torch.Tensor]:  # tensors by open_clip's names, on the CPU
     "The weights in a file, run by nobody; `UnusableModel` or `FileNotFoundError` says what is wrong with it"
     path = regular_file(path, 'checkpoint')
     kind = _kind(path)
@@ -237,9 +279,9 @@ def read_weights(
 
 # %% ../nbs/01b_weights.ipynb #weights-settings
 def checkpoint_file(
-    model:str, # open_clip architecture
-    pretrained:str|os.PathLike|None, # tag or path
-)->Path|None: # None: a published tag, or nothing that is there
+    model: str,  # open_clip architecture
+    pretrained: str | os.PathLike | None,  # tag or path
+) -> Path | None:  # None: a published tag, or nothing that is there
     "The file that `pretrained` names; a tag is a tag, even if a file here is called so"
     if pretrained is None or isinstance(pretrained, str) and is_pretrained_cfg(model, pretrained):
         return None
@@ -254,9 +296,11 @@ def _activation(model, known):
     if quick < len(known):
         variant = f'{model}-quickgelu'
         known_variant = variant in open_clip.list_models()
-        note(f"{model}: a checkpoint file does not tell its activation, and {quick} of the {len(known)} published "
-             "weights use QuickGELU, the others GELU; GELU was taken"
-             + (f"; if it should be QuickGELU, name the model {variant}" if known_variant else ''))
+        note(
+            f"{model}: a checkpoint file does not tell its activation, and {quick} of the {len(known)} published "
+            "weights use QuickGELU, the others GELU; GELU was taken"
+            + (f"; if it should be QuickGELU, name the model {variant}" if known_variant else '')
+        )
     return quick == len(known)
 
 
@@ -269,16 +313,18 @@ def _preprocessing(model, known):
     if differ:
         usual = open_clip.transform.PreprocessCfg()
         taken = ', '.join(f'{key} {getattr(usual, key)}' for key in differ)
-        note(f"{model}: a checkpoint file does not tell how its pictures were prepared, and the published weights "
-             f"differ in {' and '.join(differ)}; taken: {taken}; "
-             "a folder with its own open_clip_config.json (local-dir:) can say another")
+        note(
+            f"{model}: a checkpoint file does not tell how its pictures were prepared, and the published weights "
+            f"differ in {' and '.join(differ)}; taken: {taken}; "
+            "a folder with its own open_clip_config.json (local-dir:) can say another"
+        )
     return agreed
 
 
 def checkpoint_settings(
-    model:str, # open_clip architecture
-    pretrained:str|os.PathLike, # tag or path of a checkpoint
-)->dict: # keywords of open_clip.create_model_from_pretrained
+    model: str,  # open_clip architecture
+    pretrained: str | os.PathLike,  # tag or path of a checkpoint
+) -> dict:  # keywords of open_clip.create_model_from_pretrained
     "Activation and preprocessing that belong to some weights, as far as the published ones tell"
     if checkpoint_file(model, pretrained) is None:
         return dict(force_quick_gelu=bool(open_clip.get_pretrained_cfg(model, pretrained).get('quick_gelu')))
@@ -291,8 +337,8 @@ _PREFERRED = re.compile(r'(open_clip_)?(pytorch_)?model\.(safetensors|bin|pth)')
 
 
 def check_weights(
-    model:str, # open_clip architecture or `local-dir:folder`
-    pretrained:str|os.PathLike|None=None, # tag or path of a checkpoint
+    model: str,  # open_clip architecture or `local-dir:folder`
+    pretrained: str | os.PathLike | None = None,  # tag or path of a checkpoint
 ):
     "`UnusableModel` for weights that open_clip would not find, or not by read_weights; a note if a folder has several"
     if not model.startswith('local-dir:'):
@@ -305,8 +351,10 @@ def check_weights(
         return
     found = [o.name for o in folder.iterdir() if o.suffix in _FOUND]
     if not found:
-        raise UnusableModel(f"{folder} holds no weights that open_clip looks for ({', '.join(_FOUND)}); give a "
-                            "checkpoint such a name: open_clip_model.safetensors or open_clip_pytorch_model.bin")
+        raise UnusableModel(
+            f"{folder} holds no weights that open_clip looks for ({', '.join(_FOUND)}); give a "
+            "checkpoint such a name: open_clip_model.safetensors or open_clip_pytorch_model.bin"
+        )
     if len(found) > 1 and not any(_PREFERRED.fullmatch(o) for o in found):
         taken = min(found, key=lambda o: (not o.endswith('.safetensors'), o))
         note(f"{folder} holds {len(found)} files of weights: {taken} was taken; to use another, take this one away")
@@ -323,8 +371,8 @@ def _check_arrays(path):
 
 
 def why_not_loaded(
-    error:BaseException, # what open_clip, transformers or timm raised
-)->str: # one sentence
+    error: BaseException,  # what open_clip, transformers or timm raised
+) -> str:  # one sentence
     "What went wrong while a model was built"
     text, cause = ' '.join(str(error).split()), error
     while cause is not None and not isinstance(cause, UnusableModel):
@@ -337,8 +385,10 @@ def why_not_loaded(
         return f'the checkpoint of another model, it does not fit this one: {text[:160]}'
     if 'Failed to download' in text or 'HF Hub' in text:
         why = text[-220:].split("Last error: ")[-1].rstrip(".")
-        return (f'the weights cannot be had from the hub ({why}); name a checkpoint on this machine '
-                '(pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)')
+        return (
+            f'the weights cannot be had from the hub ({why}); name a checkpoint on this machine '
+            '(pretrained=FILE, --pretrained FILE), or the model that needs no download ("demo", --model demo)'
+        )
     if 'pretrained weights' in text:
         return f'no weights were found: {text[:160]}'
     return f'not a checkpoint that open_clip can read: {type(error).__name__}: {text[:160]}'
