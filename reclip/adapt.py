@@ -7,9 +7,11 @@ __all__ = ['write_folder', 'read_folder', 'ReCLIP']
 
 # %% ../nbs/07_reclip.ipynb #reclip-export-imports
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import indent
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,7 +29,7 @@ from .pictures import ImageDataset
 from .projection import projection_basis
 from .pseudolabel import propagate_labels, scores_to_confidence
 from .selftrain import adapt
-from .settings import using
+from .settings import Settings, describe_settings, using
 from .shared import training_class
 from .snapshots import TrainingState
 from .students import class_centroids, student_labels, student_logits
@@ -80,7 +82,6 @@ _RESULTS = (
     'text_features_',
     'centroids_',
 )
-_NOT_FOR_ADAPT = ('model', 'pretrained', 'class_names', 'templates', 'preprocess', 'tokenizer', 'descriptions')
 
 
 def _students(*features, logit_scale, rows=16_384):
@@ -94,62 +95,36 @@ def _students(*features, logit_scale, rows=16_384):
     return [torch.cat(o) for o in zip(*found)]
 
 
-class ReCLIP(BaseEstimator):
-    "Adapt CLIP to unlabelled images (Hu et al., WACV 2024): `fit`, `predict`, `predict_proba`, `transform`, `save`, `load`"
+@dataclass(eq=False, repr=False)
+class ReCLIP(Settings, BaseEstimator):
+    __doc__ = f"""Adapt CLIP to unlabelled images (Hu et al., WACV 2024)
 
-    def __init__(
-        self,
-        model: str
-        | nn.Module = 'ViT-B-32',  # open_clip name, `"demo"`, or a model in memory (then give `preprocess` and `tokenizer`)
-        pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint
-        class_names=None,  # (M,) names; each a string or a list of aliases; M >= 2
-        templates=('a photo of a {}.',),  # (T,) sentences with `{}`; T trains with the first
-        *,
-        preprocess=None,  # of a model in memory
-        tokenizer=None,  # of a model in memory
-        projection: str = 'P2',  # `"none"`, `"P1"` or `"P2"`
-        max_dim: int
-        | str
-        | None = 'auto',  # see projection_basis; `"auto"`: 250 above 500 classes, else 768, as in the released code
-        n_neighbors: int = 20,  # k of the graph
-        alpha: float = 0.99,  # of label propagation, in (0, 1)
-        max_iter: int | None = None,  # of conjugate gradients; default: 100, or 20 with `recipe="official"`
-        tol: float = 1e-6,  # residual that ends them
-        epochs: int | None = None,  # default: `min(100, N / 5000 + 2)`; 0: label without training
-        batch_size: int = 64,  # images drawn in one training step
-        lr_text: float = 1e-3,  # of the text student T
-        lr_image: float = 1e-3,  # of the image student V
-        momentum: float = 0.9,  # of SGD
-        weight_decay: float = 1e-4,  # of SGD
-        logit_scale: float = 100.0,  # s, already exponentiated
-        recipe: str = 'paper',  # or `"official"`, see adapt
-        descriptions=None,  # (M,) lists of sentences that describe a class, used beside the templates
-        encode_batch_size: int
-        | None = None,  # most images or prompts in one forward pass; default: 256, on a CPU 32 images; halved when memory runs out
-        precision: str = 'float32',  # of the towers: `"float32"`, `"bfloat16"` or `"float16"`
-        search: str = 'auto',  # how the graph is made: `"exact"`, `"approximate"` or `"auto"`, see neighbor_graph
-        grad_checkpointing: bool = False,  # train in less memory, about a third slower
-        compile: bool = False,  # let torch.compile make one program of the image tower
-        num_workers: int = 0,  # processes that open images
-        keep_images: float = 2.0,  # GB of preprocessed images that may stay in memory between the epochs
-        device: str | None = None,  # for a model by name; default: `"cuda"` if there is one, else `"cpu"`
-        seed: int = 0,  # of the order of training
-        verbose: bool = False,  # show progress bars
-    ):
-        self.model, self.pretrained, self.preprocess, self.tokenizer, self.device = (
-            model,
-            pretrained,
-            preprocess,
-            tokenizer,
-            device,
-        )
-        self.class_names, self.templates, self.projection, self.max_dim = class_names, templates, projection, max_dim
-        self.n_neighbors, self.alpha, self.max_iter, self.tol = n_neighbors, alpha, max_iter, tol
-        self.epochs, self.batch_size, self.lr_text, self.lr_image = epochs, batch_size, lr_text, lr_image
-        self.momentum, self.weight_decay, self.logit_scale, self.recipe = momentum, weight_decay, logit_scale, recipe
-        self.descriptions, self.encode_batch_size, self.precision = descriptions, encode_batch_size, precision
-        self.search, self.grad_checkpointing, self.compile = search, grad_checkpointing, compile
-        self.num_workers, self.keep_images, self.seed, self.verbose = num_workers, keep_images, seed, verbose
+    The constructor only stores; `fit` learns, `predict` labels.
+
+    Parameters
+    ----------
+    model : str or module, default 'ViT-B-32'
+        open_clip name, `"demo"`, or a model in memory (then give `preprocess` and `tokenizer`).
+    pretrained : str, default 'openai'
+        open_clip tag or path of a local checkpoint.
+    class_names : (M,) names, default None
+        Each a string or a list of aliases; two or more.
+    templates : (T,) sentences with `{{}}`
+        T trains with the first.
+    preprocess, tokenizer : default None
+        Of a model in memory.
+    descriptions : (M,) lists of sentences, default None
+        They describe the classes, and are used beside the templates.
+{indent(describe_settings(), '    ')}
+    """
+
+    model: str | nn.Module = 'ViT-B-32'
+    pretrained: str | None = 'openai'
+    class_names: Sequence | None = None
+    templates: Sequence[str] = ('a photo of a {}.',)
+    preprocess: Callable | None = field(default=None, kw_only=True)
+    tokenizer: Callable | None = field(default=None, kw_only=True)
+    descriptions: Sequence | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_model(
@@ -173,13 +148,12 @@ class ReCLIP(BaseEstimator):
         keep: Callable | None = None,  # receives a TrainingState after each epoch
     ) -> 'ReCLIP':  # itself
         "Adapt to the images"
-        settings = {k: v for k, v in self.get_params(deep=False).items() if k not in _NOT_FOR_ADAPT}
-        settings = using(**settings | dict(verbose=self.verbose and is_first()))
+        settings = using(self, verbose=self.verbose and is_first())
         given = dict(
             descriptions=self.descriptions, frozen_features=frozen_features, text_features=self._distinct_texts()
         )
         going_on = dict(state=state, keep=keep, scorer=scorer, training=training_class())
-        found = adapt(Clip(*self._clip()), images, self._names(), self.templates, settings, **given, **going_on)
+        found = adapt(self.loaded(), images, self.names(), self.templates, settings, **given, **going_on)
         self.probability_, self.labels_, self.confidence_, self.t_labels_, self.v_labels_ = _students(
             found.frozen_features,
             found.text_features,
@@ -207,7 +181,7 @@ class ReCLIP(BaseEstimator):
         propagate: bool = True,  # False: plain zero-shot labels, nothing is learned
     ) -> 'ReCLIP':  # itself; both students are the pretrained model
         "Training-free ReCLIP (stages 1 and 2): `labels_` come from label propagation, and V's centroids from them. `ValueError` if the width is not the model's"
-        model, text = self._clip()[0], self._distinct_texts()
+        model, text = self.loaded().model, self._distinct_texts()
         x = unit_rows(image_features, 'image_features').float().cpu()
         if x.shape[1] != text.shape[1]:
             raise ValueError(
@@ -216,23 +190,12 @@ class ReCLIP(BaseEstimator):
         probability, labels, confidence, zero_shot, _ = _students(x, text, x, text, logit_scale=self.logit_scale)
         found, centroids = torch.full((len(x),), -1), text
         if propagate:
-            max_iter = self.max_iter or (20 if self.recipe == 'official' else 100)
-            on, basis = next(model.parameters()).device, projection_basis(text, self.projection, self._max_dim())
-            found, *sure = (
-                o.cpu()
-                for o in propagate_labels(
-                    x.to(on),
-                    text.to(on),
-                    basis,
-                    split=split,
-                    n_neighbors=self.n_neighbors,
-                    alpha=self.alpha,
-                    max_iter=max_iter,
-                    tol=self.tol,
-                    search=self.search,
-                    verbose=self.verbose and is_first(),
-                )
+            on, basis = (
+                next(model.parameters()).device,
+                projection_basis(text, self.projection, self.dimensions(len(text))),
             )
+            settings = using(self, verbose=self.verbose and is_first())
+            found, *sure = (o.cpu() for o in propagate_labels(x.to(on), text.to(on), basis, settings, split))
             labels, confidence, probability = (
                 torch.where(found >= 0, a, b) for a, b in zip((found, *sure), (labels, confidence, probability))
             )  # zero-shot where nothing arrived
@@ -303,7 +266,7 @@ class ReCLIP(BaseEstimator):
     ) -> Path:  # the folder
         "Write what was learned: `adapted.safetensors` and `config.json`, whole or not at all"
         self._check_fitted()
-        write_folder(folder, *self._parts(), overwrite)
+        write_folder(folder, *self.parts(), overwrite)
         return Path(folder)
 
     @classmethod
@@ -355,7 +318,7 @@ class ReCLIP(BaseEstimator):
                 raise ValueError(f"{folder} does not hold a whole ReCLIP: its {name} is {value!r}")
         if isinstance(self.model, str):
             self.model, self.pretrained = model_of_run(folder, (self.model, self.pretrained), model, pretrained)
-        if fingerprint(self._clip()[0]) != expected:
+        if fingerprint(self.loaded().model) != expected:
             raise ValueError(
                 f"{folder} was fitted on another model than this one: their norm parameters differ. Pass the model that was fitted, unchanged"
             )
@@ -366,7 +329,7 @@ class ReCLIP(BaseEstimator):
         "`ValueError` if what was read does not fit together"
         try:
             check_templates(self.templates)
-            shape = len(check_class_names(self.class_names)), self._zero_shot_texts().shape[1]
+            shape = len(check_class_names(self.class_names)), self.zero_shot_texts().shape[1]
         except TypeError as e:
             raise ValueError(f"{folder} does not hold a whole ReCLIP: {e}") from e
         if not isinstance(self.logit_scale, (int, float)):
@@ -377,13 +340,13 @@ class ReCLIP(BaseEstimator):
                     f"{folder} does not hold a whole ReCLIP: {name} has shape {tuple(getattr(self, name).shape)}, expected {shape}"
                 )
         for tower, state in (('text', self.text_state_), ('image', self.image_state_)):
-            own = {k: v.shape for k, v in norm_parameters(self._clip()[0], tower).items()}
+            own = {k: v.shape for k, v in norm_parameters(self.loaded().model, tower).items()}
             if own != {k: v.shape for k, v in state.items()}:
                 raise ValueError(
                     f"{folder} does not hold a whole ReCLIP: its norm parameters of the {tower} tower are not those of the model"
                 )
 
-    def _parts(self):
+    def parts(self):
         "What `save` writes: tensors and config"
         settings = {k: v for k, v in self.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer')}
         if isinstance(self.model, nn.Module):
@@ -396,15 +359,15 @@ class ReCLIP(BaseEstimator):
         }
         versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
         return tensors, dict(
-            settings=settings, history=self.history_, fingerprint=fingerprint(self._clip()[0]), versions=versions
+            settings=settings, history=self.history_, fingerprint=fingerprint(self.loaded().model), versions=versions
         )
 
-    def _zero_shot_texts(self):
+    def zero_shot_texts(self):
         "Text features of the pretrained model, encoded once for the same words"
-        model, _, tokenizer = self._clip()
+        model, _, tokenizer = self.loaded()
         known, words = (
             getattr(self, '_texts', (None, None)),
-            (fingerprint(model), repr((self._names(), self.templates, self.descriptions))),
+            (fingerprint(model), repr((self.names(), self.templates, self.descriptions))),
         )
         if known[0] is not model or known[1] != words:
             with borrowed(model):
@@ -413,7 +376,7 @@ class ReCLIP(BaseEstimator):
                     words,
                     text_classifier(
                         Clip(model, None, tokenizer),
-                        self._names(),
+                        self.names(),
                         self.templates,
                         descriptions=self.descriptions,
                         encode_batch_size=self.encode_batch_size,
@@ -424,31 +387,28 @@ class ReCLIP(BaseEstimator):
 
     def _distinct_texts(self):
         "The same, and a warning if the model cannot tell two classes apart"
-        if same := self._look_alike(text := self._zero_shot_texts()):
+        if same := self.look_alike(text := self.zero_shot_texts()):
             warnings.warn(same, stacklevel=3)
         return text
 
-    def _look_alike(self, text):
+    def look_alike(self, text):
         "A sentence about two classes with the same text, or None"
         if (pair := same_text(text)) is None:
             return
-        a, b = (o if isinstance(o, str) else o[0] for o in (self._names()[i] for i in pair))
+        a, b = (o if isinstance(o, str) else o[0] for o in (self.names()[i] for i in pair))
         return f"class_names: this model cannot tell {a!r} from {b!r}, it has the same text features for both{'; the demo model knows only digits and letters' if self.model == 'demo' else ''}. Use other words or another model"
 
-    def _names(self):
+    def names(self):
         if self.class_names is None:
             raise ValueError("class_names: give the list of class names, such as ReCLIP(class_names=['cat', 'dog'])")
         return self.class_names
 
-    def _max_dim(self):
-        return (250 if len(self.class_names) > 500 else 768) if self.max_dim == 'auto' else self.max_dim
-
-    def _clip(self):
-        "`(model, preprocess, tokenizer)`; a model by name is loaded once"
+    def loaded(self) -> Clip:
+        "The model with its preprocessing and tokenizer; a model by name is loaded once"
         if isinstance(self.model, nn.Module):
             if self.tokenizer is None:
                 raise ValueError("tokenizer: needed with a model in memory, see open_clip.get_tokenizer")
-            return self.model, self.preprocess, self.tokenizer
+            return Clip(self.model, self.preprocess, self.tokenizer)
         key = self.model, self.pretrained, self.device
         if getattr(self, '_loaded', (None,))[0] != key:
             self._loaded = key, load_clip(*key)
@@ -456,7 +416,7 @@ class ReCLIP(BaseEstimator):
 
     def _encode(self, images, *states):
         "Image features with `states` in the model's norm layers"
-        model, preprocess, _ = self._clip()
+        model, preprocess, _ = self.loaded()
         with borrowed(model, *states):
             return encode_images(
                 model,

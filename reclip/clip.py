@@ -65,7 +65,7 @@ def load_clip(
     model: str = 'ViT-B-32',  # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or `"demo"`, which comes along
     pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint; of an architecture only
     device: str | torch.device | None = None,  # default: default_device
-) -> tuple:  # `(model, preprocess, tokenizer)`: in evaluation mode; PIL image -> (3, H, W); list of str -> (B, L) int64
+) -> 'Clip':  # in evaluation mode, with its own preprocessing and tokenizer
     """Load a CLIP model with its own image preprocessing and tokenizer. What carries code is refused.
 
     `ValueError` names the nearest models if it is unknown, and says what is wrong with a device or a checkpoint.
@@ -74,7 +74,7 @@ def load_clip(
     if model == 'demo':
         from reclip.demo import demo_clip
 
-        return demo_clip(device)
+        return Clip(*demo_clip(device))
     named = not model.startswith(SCHEMES)
     if named:
         _check_source(model, pretrained)
@@ -92,7 +92,7 @@ def load_clip(
     except Exception as e:
         raise ValueError(f"{f'{model}, {pretrained}' if named else model}: {why_not_loaded(e)}") from e
     remember_model(model, pretrained)
-    return net.eval(), preprocess, tokenizer
+    return Clip(net.eval(), preprocess, tokenizer)
 
 # %% ../nbs/01_clip.ipynb #clip-unit-rows
 def _moderate(x):

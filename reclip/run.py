@@ -432,7 +432,7 @@ def _find(clip, images):
     if not is_features(images):
         files, skipped = find_images(images)
         return _Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
-    features, width = read_features(images), clip._zero_shot_texts().shape[1]
+    features, width = read_features(images), clip.zero_shot_texts().shape[1]
     if features.shape[1] != width:
         raise ValueError(
             f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them"
@@ -448,7 +448,7 @@ def _digests_now(clip, images):
 
 def _encode(clip, files, skipped, max_unreadable, cache, digests=None):
     "Features of the pretrained tower, files that could be opened, and all that was skipped"
-    model, preprocess, _ = clip._clip()
+    model, preprocess, _ = clip.loaded()
     encode = partial(encode_cached, cache=cache, digests=digests)
     settings = dict(
         batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose
@@ -607,7 +607,7 @@ def _prepare(images, classes, model, pretrained, templates, method, max_unreadab
         len(words.class_names),
         len(clip.templates),
     )
-    clip._clip()
+    clip.loaded()
     return clip, begun
 
 # %% ../nbs/09_run.ipynb #run-adapt
@@ -656,11 +656,11 @@ def adapt(
 
 def _check_words(clip, method):
     "Too few distinct words show here, not after encoding"
-    text = clip._zero_shot_texts()
-    if same := clip._look_alike(text):
+    text = clip.zero_shot_texts()
+    if same := clip.look_alike(text):
         raise ValueError(same)
     if method != 'zeroshot':
-        projection_basis(text, clip.projection, clip._max_dim())
+        projection_basis(text, clip.projection, clip.dimensions(len(clip.class_names)))
 
 
 def _with_way_out(error):
@@ -676,8 +676,8 @@ def _with_way_out(error):
 
 def _weights(clip):
     "Digests of the model: towers, preprocessing, and what its tokenizer makes of the words"
-    model, preprocess, tokenizer = clip._clip()
-    prompts = [clip.templates[0].replace('{}', o if isinstance(o, str) else o[0]) for o in clip._names()[:1000]]
+    model, preprocess, tokenizer = clip.loaded()
+    prompts = [clip.templates[0].replace('{}', o if isinstance(o, str) else o[0]) for o in clip.names()[:1000]]
     return model_digests(model, preprocess) | dict(tokenizer=row_digests(tokenizer(prompts).flatten()[None])[0].hex())
 
 
@@ -738,14 +738,14 @@ def _account(clip, begun, found, since, encoded):
         n_skipped=len(found.skipped),
         n_unreadable=unreadable,
         started=started.isoformat(timespec='seconds'),
-        machine=machine(next(clip._clip()[0].parameters()).device),
+        machine=machine(clip.loaded().device),
         seconds=seconds,
     )
 
 
 def _write_results(work, clip, table, found, about, notes, most=20_000):
     "All files of a finished run; `config.json` is the last"
-    tensors, config = clip._parts()
+    tensors, config = clip.parts()
     write_tensors(work / 'adapted.safetensors', tensors)
     write_table(table, work / 'predictions.csv', about['csv_safe'])
     write_table(pd.DataFrame(clip.history_), work / 'history.csv')
@@ -804,7 +804,7 @@ def _label(clip, frozen, adapted, names):
     clip.probability_, clip.labels_ = p.max(1)
     clip.confidence_, clip.zero_shot_labels_ = (
         scores_to_confidence(p),
-        (frozen @ clip._zero_shot_texts().to(frozen).T).argmax(1).cpu(),
+        (frozen @ clip.zero_shot_texts().to(frozen).T).argmax(1).cpu(),
     )
     clip.t_labels_, clip.v_labels_ = (
         (frozen @ clip.text_features_.to(frozen).T).argmax(1).cpu(),
@@ -898,7 +898,7 @@ def export(
 
 def _write_export(new, clip, name):
     "The files of an export"
-    model, _, _ = clip._clip()
+    model, _, _ = clip.loaded()
     with borrowed(model, clip.image_state_):
         write_tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in model.state_dict().items()})
     write_json(new / 'open_clip_config.json', _open_clip_config(name, model))

@@ -277,16 +277,16 @@ def test_prompts_are_encoded_once(own_clip, features, monkeypatch):
     monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args, **more: calls.append(args) or real(*args, **more))
     monkeypatch.setattr('reclip.prompts.encode_text', lambda *args: pytest.fail('the prompts were known'))
     found = ReCLIP.from_model(*own_clip, demo.class_names, epochs=0)
-    first = found._zero_shot_texts()
+    first = found.zero_shot_texts()
     first.zero_()                                                                        # what a caller does to it stays with the caller
     found.fit_features(features[0]).fit([demo.demo_digits()[0][0]] * 30)
-    assert len(calls) == 1 and torch.allclose(found._zero_shot_texts().norm(dim=1), torch.ones(10))
+    assert len(calls) == 1 and torch.allclose(found.zero_shot_texts().norm(dim=1), torch.ones(10))
     for change in (dict(class_names=demo.class_names[::-1]), dict(templates=['a {}.']), dict(descriptions=[['a round stroke.']] + [[]] * 9)):
-        n = len(calls); before = found._zero_shot_texts()
-        assert len(calls) == n and not torch.allclose(found.set_params(**change)._zero_shot_texts(), before) and len(calls) == n + 1
-    before = found._zero_shot_texts()
+        n = len(calls); before = found.zero_shot_texts()
+        assert len(calls) == n and not torch.allclose(found.set_params(**change).zero_shot_texts(), before) and len(calls) == n + 1
+    before = found.zero_shot_texts()
     with torch.no_grad(): own_clip[0].ln_final.bias.add_(1)
-    assert not torch.allclose(found._zero_shot_texts(), before)
+    assert not torch.allclose(found.zero_shot_texts(), before)
     assert not hasattr(pickle.loads(pickle.dumps(found.set_params(model='demo', tokenizer=None, preprocess=None))), '_texts')
 
 

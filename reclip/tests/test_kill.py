@@ -26,9 +26,9 @@ for i, image in enumerate(demo.demo_digits()[0][:8]): image.save(root / 'in' / f
 
 # what is slow and touches no file is done once
 model = reclip.adapt.load_clip('demo', None, 'cpu')
-text = reclip.adapt.ReCLIP('demo', None, names, device='cpu')._zero_shot_texts()
+text = reclip.adapt.ReCLIP('demo', None, names, device='cpu').zero_shot_texts()
 reclip.adapt.load_clip = lambda *args: model
-reclip.adapt.ReCLIP._zero_shot_texts = lambda self: text.clone()
+reclip.adapt.ReCLIP.zero_shot_texts = lambda self: text.clone()
 weights, about = run._weights(reclip.adapt.ReCLIP('demo', None, names, device='cpu')), reclip.cache.encoding_settings(*model[:2])
 run._weights, reclip.cache.encoding_settings = lambda clip: weights, lambda *args: about
 reclip.report._execute = lambda *args: None

@@ -385,7 +385,7 @@ def test_a_folder_of_weights(tmp_path, pictures):
     for name, seed in (('a.pth', 1), ('b.pth', 2)):
         torch.save(toy(seed).state_dict(), tmp_path / 'm' / name)
     with noting() as notes:
-        net = load_clip(model, device='cpu')[0]
+        net = load_clip(model, device='cpu').model
     assert len(notes) == 1 and 'a.pth was taken' in notes[0]
     assert torch.equal(net.ln_final.weight, toy(1).ln_final.weight)
 
@@ -459,7 +459,7 @@ def test_published_weights_have_their_own_activation(known, monkeypatch):
     publish(quick=dict(quick_gelu=True), plain={})
     monkeypatch.setattr(factory, 'download_pretrained', lambda *_, **__: str(known / 'toy.safetensors'))
     with noting() as notes:
-        assert [n_quick(load_clip('toy', o, 'cpu')[0]) for o in ('quick', 'plain')] == [2, 0]
+        assert [n_quick(load_clip('toy', o, 'cpu').model) for o in ('quick', 'plain')] == [2, 0]
     assert notes == []
 
 
@@ -468,7 +468,7 @@ def test_a_file_with_the_name_of_published_weights(known, monkeypatch):
     monkeypatch.chdir(known)
     (known / 'plain').write_text('not these')
     monkeypatch.setattr(factory, 'download_pretrained', lambda *_, **__: str(known / 'toy.safetensors'))
-    assert torch.equal(load_clip('toy', 'plain', 'cpu')[0].ln_final.weight, toy().ln_final.weight)
+    assert torch.equal(load_clip('toy', 'plain', 'cpu').model.ln_final.weight, toy().ln_final.weight)
 
 
 def test_all_architectures_of_open_clip(tmp_path):
