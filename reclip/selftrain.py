@@ -9,6 +9,7 @@ __all__ = ['NORMS', 'RECIPES', 'norm_parameters', 'norm_state', 'set_norm_state'
            'adapt']
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-export-imports
+import math
 import mmap
 import multiprocessing
 import time
@@ -21,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .clip import ImageDataset, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, usual_batch
+from .clip import ImageDataset, UnreadableImage, cut_tokens, encode_images, encode_text, encode_tokens, fit_memory, image_loader, mixed, placer, usual_batch
 from .devices import add_up, alike, from_first, gather_rows, on_first, share, with_own, world
 from .projection import projection_basis
 from .pseudolabel import propagate_labels
@@ -217,7 +218,8 @@ def train_epoch(
     sums[0] /= world()                                        # each knows all of T's loss, and its part of V's
     add_up([sums])
     loss_t, loss_v = (sums / max(len(batches), 1)).tolist() if batches else (None, None)
-    if batches and not torch.isfinite(sums).all(): raise alike(FloatingPointError(f"the loss became {loss_t} (T), {loss_v} (V): lower lr_text or lr_image"))
+    rates = [g['lr'] for g in optimizer.param_groups]
+    _check_losses((loss_t, loss_v), rates[0], rates[-1])
     return dict(steps=len(batches), loss_t=loss_t, loss_v=loss_v)
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-kept
@@ -344,6 +346,32 @@ def put_training_state(
     device = next(model.parameters()).device
     return {k.removeprefix('found/'): v.to(device) for k, v in state.tensors.items() if k.startswith('found/')}
 
+# %% ../nbs/06_selftrain.ipynb #selftrain-overflow
+def _too_fast(names, rates, what):
+    "The error of students whose numbers have run away"
+    many = ' and '.join(f'{name}={rate:g}' for name, rate in zip(names, rates))
+    options = ' or '.join(f"{name} (--{name.replace('_', '-')})" for name in names)
+    return alike(FloatingPointError(f"{what} after training with {many}: lower {options}"))
+
+def _check_losses(losses, lr_text, lr_image):
+    "`FloatingPointError` names the learning rates that made losses which are no numbers"
+    known = ('lr_text', lr_text), ('lr_image', lr_image)
+    wrong = [o for o, loss in zip(known, losses) if loss is not None and not math.isfinite(loss)]
+    if wrong:
+        raise _too_fast(*zip(*wrong), f"the loss became {losses[0]} (T), {losses[1]} (V)")
+
+def _see(texts, encode, lr_text, lr_image):
+    "Text and image features of both students after an epoch; `FloatingPointError` names the learning rate if they are no numbers"
+    text_features = texts()
+    if not text_features.isfinite().all() or not text_features.norm(dim=1).all():
+        raise _too_fast(['lr_text'], [lr_text], 'the text features are no numbers any more')
+    try:
+        return text_features, encode()
+    except ValueError as e:
+        if isinstance(e, UnreadableImage) or not str(e).startswith('image_features:'):
+            raise
+        raise _too_fast(['lr_image'], [lr_image], 'the image features are no numbers any more') from e
+
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapt
 def adapt(
     model, # open_clip model; left as it was
@@ -415,9 +443,9 @@ def adapt(
         for epoch in range(begin, epochs + 1):
             start = time.perf_counter()
             if epoch:
-                text_features = texts(long)
+                text_features, image_features = _see(lambda: texts(long), encode, lr_text, lr_image)
                 predicting_text = texts(short) if recipe == 'official' else text_features
-                basis, image_features = projection_basis(text_features, projection, max_dim), encode()
+                basis = projection_basis(text_features, projection, max_dim)
             predicted = student_labels(frozen, predicting_text, image_features, centroids)
             t = propagate_labels(frozen, text_features, basis, **graph)
             v = propagate_labels(image_features, first_text, first_basis, **graph) if epoch else t
