@@ -168,9 +168,13 @@ def _lost(model, batch, place, size, s):
 
 def too_far(
     what: str,  # what has happened
+    settings: Settings,  # with the learning rates
+    *names: str,  # of those that did it: `lr_text`, `lr_image`
 ) -> FloatingPointError:
     "The error for numbers that a learning rate has carried out of their range"
-    return FloatingPointError(f'{what}: lower lr_text or lr_image')
+    rates = ' and '.join(f'{name}={getattr(settings, name):g}' for name in names)
+    options = ' or '.join(f"{name} (--{name.replace('_', '-')})" for name in names)
+    return FloatingPointError(f'{what} after training with {rates}: lower {options}')
 
 # %% ../nbs/06d_steps.ipynb #steps-train-epoch
 def train_epoch(
@@ -206,8 +210,9 @@ def train_epoch(
     losses = torch.cat([losses, _lost(model, batch, place, size, s)])
     team.add_up([losses[1:]])  # each knows all of T's loss, and its part of V's
     loss_t, loss_v, lost = (losses / steps).tolist()
-    if not math.isfinite(loss_t + loss_v):
-        raise too_far(f'the loss became {loss_t} (T), {loss_v} (V)')
+    far = [name for name, loss in dict(lr_text=loss_t, lr_image=loss_v).items() if not math.isfinite(loss)]
+    if far:
+        raise too_far(f'the loss became {loss_t} (T), {loss_v} (V)', s, *far)
     if lost:
-        raise too_far('after the last step, the image tower gives features that are not finite')
+        raise too_far('the image features are no numbers any more', s, 'lr_image')
     return dict(steps=steps, loss_t=loss_t, loss_v=loss_v)
