@@ -32,33 +32,37 @@ class _Header(tarfile.TarInfo):
         return found
 
 
-def _whole_header(block):
+def _whole_header(block, of_file):
     try:
-        _Header.frombuf(block, 'utf-8', 'surrogateescape')
+        found = _Header.frombuf(block, 'utf-8', 'surrogateescape')
     except (tarfile.HeaderError, ValueError):
         return False
-    return True
+    return found.type not in _EXTENSIONS or not of_file
 
 
 def _data_from(file, at):
-    "The next place that is not in a hole"
+    "The next place that is not in a hole, or None"
     if not hasattr(os, 'SEEK_DATA'):
         return at
+    handle = file.fileno()
+    before, end = os.lseek(handle, 0, os.SEEK_CUR), os.fstat(handle).st_size
     try:
-        return max(at, os.lseek(file.fileno(), at, os.SEEK_DATA) // _BLOCK * _BLOCK)
+        return max(at, os.lseek(handle, at, os.SEEK_DATA) // _BLOCK * _BLOCK)
     except OSError:                                                    # only a hole follows, or the disk cannot tell
-        return at if os.lseek(file.fileno(), 0, os.SEEK_END) - at < 2**30 else None
+        return at if end - at < 2**30 else None
+    finally:
+        os.lseek(handle, before, os.SEEK_SET)                          # where the buffer of the file believes it is
 
 
-def _next_header(file, at, size, step=2**20):
-    "Where the next whole header is, or None"
+def _next_header(file, at, size, of_file=False, step=2**20):
+    "Where the next whole header is, or of a file, without headers that extend it; None if there is none"
     at = -(-at // _BLOCK) * _BLOCK
     while at < size and (at := _data_from(file, at)) is not None:
         file.seek(at)
         data = file.read(step)
         for o in re.finditer(b'ustar', data):
             start = o.start() - 257                                    # where the magic word stands in a header
-            if start >= 0 and start % _BLOCK == 0 and _whole_header(data[start:start + _BLOCK]):
+            if start >= 0 and start % _BLOCK == 0 and _whole_header(data[start:start + _BLOCK], of_file):
                 return at + start
         at += step
     return None
@@ -118,8 +122,8 @@ def _walk_tar(file, size):
         if wrong:
             yield f'damaged {where}: {wrong}'
         found = _next_header(file, floor, size)
-        if found == at:
-            found = _next_header(file, at + _BLOCK, size)
+        if found == at:                               # an extension that is whole, and makes no sense
+            found = _next_header(file, at + _BLOCK, size, of_file=True)
         at, floor = (size, size) if found is None else (found, found + _BLOCK)
 
 

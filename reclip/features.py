@@ -58,6 +58,8 @@ def _choose(names, path, what):
 
 def _tensor(rows):
     "A NumPy array as a tensor, in the byte order of this machine"
+    if not isinstance(rows, np.ndarray):
+        raise ValueError('it is no array, but an archive of them (.npz) or another file')
     if rows.dtype.kind == 'V' and rows.dtype.itemsize == 2 and rows.dtype.names is None:               # bfloat16
         return torch.from_numpy(np.ascontiguousarray(rows).view(np.int16)).view(torch.bfloat16)
     if rows.dtype.kind not in 'fiucb':
@@ -67,10 +69,7 @@ def _tensor(rows):
 
 
 def _read_npy(path):
-    rows = np.load(path, allow_pickle=False)
-    if not isinstance(rows, np.ndarray):
-        raise ValueError('it is an archive of arrays; call it .npz')
-    return _tensor(rows)
+    return _tensor(np.load(path, allow_pickle=False))
 
 
 def _read_npz(path):
@@ -147,12 +146,12 @@ def _read_dataset(path):
         raise ValueError('its state.json does not name its files') from e
     if not files or any(o != Path(o).name for o in files):                             # and no others
         raise ValueError('its state.json does not name its files')
-    tables = []
+    name, tables = None, []
     for file in files:
         with arrow.OSFile(str(regular_file(path / file))) as opened, arrow.ipc.open_stream(opened) as stream:
-            name, schema = _lists(stream.schema, path), stream.schema
+            name = name or _lists(stream.schema, path)
             batches = [o.select([name]) for o in stream]
-            tables.append(arrow.Table.from_batches(batches, arrow.schema([schema.field(name)])))
+            tables.append(arrow.Table.from_batches(batches, arrow.schema([stream.schema.field(name)])))
     return _tensor(_matrix(arrow.concat_tables(tables).column(name)))
 
 # %% ../nbs/08d_features.ipynb #features-read-features

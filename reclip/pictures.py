@@ -144,16 +144,17 @@ class UnreadableImage(ValueError):
 
 
 @contextmanager
-def _memory_decides():
-    "Pillow's limit of pixels is off, unless somebody has set one"
-    own = Image.MAX_IMAGE_PIXELS == _PILLOWS
-    if own:
+def _no_limit(
+): # yields the limit that somebody has set, or None
+    "Pillow's limit of pixels, and its warnings, are off within a `with` block"
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None:
         Image.MAX_IMAGE_PIXELS = None
     try:
-        yield
+        yield None if limit == _PILLOWS else limit
     finally:
-        if own:
-            Image.MAX_IMAGE_PIXELS = _PILLOWS
+        if limit is not None:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _memory(picture, part=1):
@@ -176,9 +177,9 @@ def _size(n):
     return f'{n / 1e9:,.1f} GB' if n > 1e8 else f'{n / 1e6:,.1f} MB'
 
 
-def _make_fit(picture, most_bytes):
+def _make_fit(picture, limit, most_bytes):
     "A JPEG that is too large is decoded at a part of its size; `UnreadableImage` if that is not enough or no JPEG"
-    (width, height), limit = picture.size, Image.MAX_IMAGE_PIXELS
+    width, height = picture.size
     if limit is not None and width * height > limit:
         raise UnreadableImage(f'too many pixels: {width:,} x {height:,}, and PIL.Image.MAX_IMAGE_PIXELS is {limit:,}')
     if (need := _memory(picture)) <= most_bytes:
@@ -203,12 +204,12 @@ def _remark_frames(picture):
         picture.seek(0)
 
 
-def _open(picture, name, most_bytes):
+def _open(picture, name, limit, most_bytes):
     "RGB of a file that Pillow has identified"
     raw = picture.format == 'TIFF' and (_DNG in picture.tag_v2 or picture_format(b'', name) == 'RAW')
     if raw:                                         # Pillow would find a thumbnail
         raise UnreadableImage(why_not('RAW'))
-    _make_fit(picture, most_bytes)
+    _make_fit(picture, limit, most_bytes)
     _remark_frames(picture)
     if not _deep(picture):
         image = to_rgb(picture)
@@ -246,14 +247,12 @@ def open_image(
             raise OSError('not a file')                                         # a pipe would be waited for
         if path and os.path.getsize(file) > most_bytes:
             raise UnreadableImage(f'a file of {_size(os.path.getsize(file))}, and {_size(most_bytes)} is the limit')
-        with _memory_decides(), Image.open(file, formats=openable()) as picture:
-            return _open(picture, name, most_bytes)
+        with _no_limit() as limit, Image.open(file, formats=openable()) as picture:
+            return _open(picture, name, limit, most_bytes)
     except UnidentifiedImageError:
         why = _why_unidentified(file, name)
     except UnreadableImage as e:
         why = e
-    except Image.DecompressionBombError as e:
-        why = f'too many pixels ({e})'
     except FileNotFoundError:
         why = 'not there (a broken link?)' if Path(str(file)).is_symlink() else 'not there'
     except PermissionError:
@@ -269,7 +268,7 @@ def _middle(image, most=50):
     if max(w, h) <= side:
         return image
     left, top = max(0, (w - side) // 2), max(0, (h - side) // 2)
-    with _memory_decides():
+    with _no_limit():
         return image.crop((left, top, left + min(w, side), top + min(h, side)))
 
 
