@@ -25,8 +25,8 @@ _PROGRAMS = ('.pt', '.pth', '.bin', '.ckpt', '.pkl', '.pickle', '.joblib')
 
 def _saved_dataset(path):
     "Whether a folder holds a data set that `save_to_disk` wrote"
-    whole = all((path / o).is_file() for o in ('state.json', 'dataset_info.json'))
-    return whole or (path / 'dataset_dict.json').is_file()
+    whole = all(os.path.isfile(path / o) for o in ('state.json', 'dataset_info.json'))
+    return whole or os.path.isfile(path / 'dataset_dict.json')
 
 
 def is_features(
@@ -36,7 +36,7 @@ def is_features(
     if not isinstance(source, (str, os.PathLike)):
         return False
     path = Path(os.path.expanduser(source))
-    return path.suffix.lower() in FEATURE_SUFFIXES + _PROGRAMS and not path.is_dir() or _saved_dataset(path)
+    return path.suffix.lower() in FEATURE_SUFFIXES + _PROGRAMS and not os.path.isdir(path) or _saved_dataset(path)
 
 # %% ../nbs/08d_features.ipynb #features-arrays
 def _note_others(path, name, names):
