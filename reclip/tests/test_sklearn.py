@@ -23,10 +23,7 @@ from reclip.pictures import ImageDataset
 
 EXCLUDED = {
     'check_estimators_dtypes': 'integers are no features: unit_rows refuses them',
-    'check_estimators_pickle': 'the stand-in of this test is a local class',
-    'check_dict_unchanged': 'a model by name stays loaded between calls',
     'check_transformer_n_iter': 'max_iter bounds the steps of each block of classes; there is no one number to tell',
-    'check_fit2d_1sample': 'one image has no neighbour, and is labelled all the same',
 }
 
 
