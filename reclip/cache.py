@@ -222,23 +222,25 @@ def encode_cached(
     precision:str='float32', # of the image tower, see mixed
     unreadable:Callable|None=None, # see encode_images
     progress:bool=False, # show bars
-    digests:list[bytes]|None=None, # of these images, if they are known already: what has become another file since then is unreadable
+    digests:list[bytes]|None=None, # of these images, if they are known; what has changed since then is unreadable
     part:int=8192, # images that are encoded between one writing and the next
     **settings, # of encode_images: batch_size, num_workers
 )->torch.Tensor: # (N, D) float32 unit rows, on the model's device
     "What encode_images gives, and raises, for the same images; those that were encoded before are read instead"
     settings |= dict(precision=precision, unreadable=unreadable, progress=progress)
     folder = cache_folder(cache)
-    plain = type(images) is ImageFiles and preprocess and len(images)                    # what a subclass makes of a file cannot be known
-    if folder is None or not plain:
-        return encode_images(model, _Unchanged(images, digests) if plain and digests else images, preprocess, **settings)
-    if (about := encoding_settings(model, preprocess, precision)) is None:
+    plain = type(images) is ImageFiles and preprocess and len(images)     # a subclass may make something else of a file
+    about = encoding_settings(model, preprocess, precision) if folder is not None and plain else None
+    if folder is not None and plain and about is None:
         log.warning('features are not kept: the preprocessing gives another result each time')
-        return encode_images(model, _Unchanged(images, digests) if digests else images, preprocess, **settings)
+    if about is None:
+        same = _Unchanged(images, digests) if plain and digests else images
+        return encode_images(model, same, preprocess, **settings)
     store = folder / _digest(json.dumps(about).encode()).hex()
     def encode(mine, unreadable):
         own = dict(unreadable=unreadable, digests=digests and digests[mine])
-        return _known_or_encoded(model, images.keep(range(len(images))[mine]), preprocess, store, about, part, **settings | own)
+        files = images.keep(range(len(images))[mine])
+        return _known_or_encoded(model, files, preprocess, store, about, part, **settings | own)
     return encode_shares(encode, len(images), unreadable).to(next(model.parameters()).device)
 
 # %% ../nbs/08b_cache.ipynb #cache-info

@@ -37,10 +37,11 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .clip import UnreadableImage
 from .files import whole_file
-from .folders import hold, temporary_folder
+from .folders import temporary_folder
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
 from .kept import recover_run
+from .places import hold
 from .run import log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-labels
@@ -530,7 +531,7 @@ def write_report(
     progress:bool=True, # show a bar
 )->Path: # `report.html` in the run's folder; `report.ipynb` is beside it
     "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `ChildProcessError` if the notebook's process fails, `BlockingIOError` while another process writes to the run"
-    read_run(folder)                                                             # else nothing is held, which would make a file beside it
+    read_run(folder)                                                             # nothing is held before it is a run
     place = os.path.realpath(folder)
     with hold(place):
         recover_run(place)
