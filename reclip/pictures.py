@@ -136,6 +136,8 @@ def _remark_dark(image):
 # %% ../nbs/01a_pictures.ipynb #pictures-memory
 MOST_BYTES = 10**9                                  # memory that one picture may take while it is opened
 _PILLOWS = 1024**3 // 4 // 3                        # pixels above which Pillow warns if nobody says otherwise
+_WITHIN = MOST_BYTES // 8                           # the same for pictures within a picture
+_FLAT = {'JPEG', 'PNG', 'TIFF', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'JXL', 'PSD', 'QOI', 'SGI'}
 _PER_PIXEL = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2, 'I;16N': 2}            # all others: 4
 _DECODERS = dict(WEBP=12, AVIF=12, HEIF=12, JXL=12, JPEG2000=16)         # bytes a pixel beside the picture, at most
 
@@ -146,13 +148,15 @@ class UnreadableImage(ValueError):
 
 @contextmanager
 def _no_limit(
-): # yields the limit that somebody has set, or None
+): # yields the limit as it was
     "Pillow's limit of pixels, and its warnings, are off within a `with` block"
     limit = Image.MAX_IMAGE_PIXELS
+    if limit == _WITHIN:                            # of a picture that another thread is opening
+        limit = _PILLOWS
     if limit is not None:
         Image.MAX_IMAGE_PIXELS = None
     try:
-        yield None if limit == _PILLOWS else limit
+        yield limit
     finally:
         if limit is not None:
             Image.MAX_IMAGE_PIXELS = limit
@@ -181,7 +185,7 @@ def _size(n):
 def _make_fit(picture, limit, most_bytes):
     "A JPEG that is too large is decoded at a part of its size; `UnreadableImage` if that is not enough or no JPEG"
     width, height = picture.size
-    if limit is not None and width * height > limit:
+    if limit not in (None, _PILLOWS) and width * height > limit:
         raise UnreadableImage(f'too many pixels: {width:,} x {height:,}, and PIL.Image.MAX_IMAGE_PIXELS is {limit:,}')
     if (need := _memory(picture)) <= most_bytes:
         return
@@ -203,6 +207,16 @@ def _remark_frames(picture):
             picture.seek(0)
     except Exception:                               # a file whose later frames are damaged
         picture.seek(0)
+
+
+def _identified(file, limit):
+    "A file as Pillow sees it; within formats that hold pictures of other formats, as icons do, a limit of pixels is on"
+    try:
+        return Image.open(file, formats=[o for o in openable() if o in _FLAT])
+    except UnidentifiedImageError:
+        if limit is not None:
+            Image.MAX_IMAGE_PIXELS = _WITHIN
+        return Image.open(file, formats=openable())
 
 
 def _open(picture, name, limit, most_bytes):
@@ -248,12 +262,14 @@ def open_image(
             raise OSError('not a file')                                         # a pipe would be waited for
         if path and os.path.getsize(file) > most_bytes:
             raise UnreadableImage(f'a file of {_size(os.path.getsize(file))}, and {_size(most_bytes)} is the limit')
-        with _no_limit() as limit, Image.open(file, formats=openable()) as picture:
+        with _no_limit() as limit, _identified(file, limit) as picture:
             return _open(picture, name, limit, most_bytes)
     except UnidentifiedImageError:
         why = _why_unidentified(file, name)
     except UnreadableImage as e:
         why = e
+    except Image.DecompressionBombError as e:
+        why = f'too many pixels ({e})'
     except FileNotFoundError:
         why = 'not there (a broken link?)' if Path(str(file)).is_symlink() else 'not there'
     except PermissionError:

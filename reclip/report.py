@@ -34,7 +34,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from .files import regular_file, whole_file
-from .folders import hold, temporary_folder
+from .folders import temporary_folder
 from .graph import nearest_neighbors
 from .images import ImageFiles, find_images, show_path
 from .kept import recover_run
@@ -42,22 +42,25 @@ from .known import known_files
 from .labels import match_paths, read_labels
 from .notes import note, noting
 from .pictures import UnreadableImage
+from .places import hold
 from .run import is_csv_safe, log, read_predictions, read_run, read_table
 
 # %% ../nbs/10_report.ipynb #report-open-run
 class RunData(NamedTuple):
     "All that a report is made of"
-    config:dict              # of the run
-    table:pd.DataFrame       # predictions, one row per image
-    history:pd.DataFrame     # one row per look
-    skipped:pd.DataFrame     # path, kind, reason
-    rows:np.ndarray          # (S,) positions of the images with features
-    frozen:torch.Tensor      # (S, D) their features before
-    adapted:torch.Tensor     # (S, D) and after
-    files:ImageFiles|None    # the images, None if they are features or gone
-    at:dict                  # position in `files`, by name
-    labels:pd.Series|None    # (N,) for scoring, None if nobody has them
-    notes:list[str]          # what was not used as given: in the run, and in its labels
+
+    config: dict  # of the run
+    table: pd.DataFrame  # predictions, one row per image
+    history: pd.DataFrame  # one row per look
+    skipped: pd.DataFrame  # path, kind, reason
+    rows: np.ndarray  # (S,) positions of the images with features
+    frozen: torch.Tensor  # (S, D) their features before
+    adapted: torch.Tensor  # (S, D) and after
+    files: ImageFiles | None  # the images, None if they are features or gone
+    at: dict  # position in `files`, by name
+    labels: pd.Series | None  # (N,) for scoring, None if nobody has them
+    notes: list[str]  # what was not used as given: in the run, and in its labels
+
 
 def _read_features(path, n):
     "Rows and both features of `features.safetensors`; `ValueError` if they are not those of n images"
@@ -75,18 +78,22 @@ def _read_features(path, n):
             raise ValueError(f"{path} is damaged: expected finite features of {len(rows):,} images, before and after")
     return rows.numpy(), *(o.float() for o in both)
 
+
 def _named_pictures(images, table, folder):
     "Pictures where somebody says that they are, and the position of each by its name in the run"
     files, _ = find_images(images)
     names = [show_path(o) for o in files.names]
     at = match_paths(names, table.path.tolist(), f'images: {images}')
     if not at:
-        raise ValueError(f"images: none of {len(table):,} images of the run is in {images}; they look like {names[0]!r} "
-                         f"there and like {table.path[0]!r} in the run")
+        raise ValueError(
+            f"images: none of {len(table):,} images of the run is in {images}; they look like {names[0]!r} "
+            f"there and like {table.path[0]!r} in the run"
+        )
     log.info('pictures from %s', images)
     if len(missing := set(table.path) - set(at.values())):
         note(f"images: {len(missing):,} of {len(table):,} images of the run are not in {images}")
     return files, {at[name]: i for i, name in enumerate(names) if name in at}
+
 
 def _pictures(folder, config, table, images):
     "Pictures and their positions by name; None and nothing if there are none that may be opened"
@@ -104,17 +111,20 @@ def _pictures(folder, config, table, images):
     log.info('pictures from %s', where)
     return files, {show_path(o): i for i, o in enumerate(files.names)}
 
+
 def open_run(
-    folder:str|os.PathLike, # of a finished run
-    labels:str|os.PathLike|None=None, # see read_labels
-    images=None, # where the images are, if not where the run saw them; see find_images
-)->RunData:
+    folder: str | os.PathLike,  # of a finished run
+    labels: str | os.PathLike | None = None,  # see read_labels
+    images=None,  # where the images are, if not where the run saw them; see find_images
+) -> RunData:
     "A run, and its pictures if they are there; `ValueError` or `FileNotFoundError` says which file is damaged or missing"
     folder, config = Path(folder), read_run(folder)
     table, about = read_predictions(folder), config['run']
     if len(table) != about['n_images']:
-        raise ValueError(f"{folder} is damaged: predictions.csv has {len(table):,} rows, config.json speaks of "
-                         f"{about['n_images']:,} images")
+        raise ValueError(
+            f"{folder} is damaged: predictions.csv has {len(table):,} rows, config.json speaks of "
+            f"{about['n_images']:,} images"
+        )
     looks = ('agreement', 'confidence_t', 'confidence_v') if about['method'] == 'adapt' else ('confidence',)
     history = read_table(folder / 'history.csv', dict(epoch=int, changed=float) | dict.fromkeys(looks, float))
     skipped = read_table(folder / 'skipped.csv', dict(path=str, kind=str, reason=str), is_csv_safe(folder))
@@ -140,103 +150,150 @@ table.counts { width: 100%; max-width: 780px } table.counts th { text-align: lef
 ul.lines { columns: 15em; list-style: none; padding: 0; font-size: .92rem } ul.lines li { overflow-wrap: anywhere; break-inside: avoid } ul.lines small { color: var(--soft) }
 .wide { overflow-x: auto } table.matrix td { width: 30px; min-width: 26px; height: 26px; text-align: center; border: 1px solid var(--line); font-size: .78rem } table.matrix th { text-align: right; font-weight: 500; padding-right: .6em; font-size: .84rem; white-space: nowrap } th.turn { vertical-align: bottom; padding: 0 } th.turn span { writing-mode: vertical-rl; transform: rotate(180deg); padding-top: .5em }
 .note { color: var(--soft); font-size: .86rem }
-'''                                        # of the parts, in any page
+'''  # of the parts, in any page
 
 PAGE = '''
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: var(--ink); background: #fff; margin: 0 auto; max-width: 1060px; padding: 28px 24px 80px }
 h1 { font-size: 2rem; margin: .2em 0 } h2 { margin: 2.2em 0 .5em; padding-top: .7em; border-top: 1px solid var(--line); font-size: 1.35rem } h3 { margin: 1.6em 0 .5em } h4 { margin: 1.1em 0 .35em }
 h4 small { color: var(--soft); font-size: .86rem; font-weight: 400 } img { max-width: 100%; height: auto } a.anchor-link { display: none } p { max-width: 46em } code { background: #f3f4f6; padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere }
 @media print { body { max-width: none } h2 { break-after: avoid } figure, tr { break-inside: avoid } }
-'''                                        # of the report as a whole
+'''  # of the report as a whole
 
 # %% ../nbs/10_report.ipynb #report-summary
-def _many(n, one, many=None): return f'{n:,} {one if n == 1 else many or one + "s"}'
+def _many(n, one, many=None):
+    return f'{n:,} {one if n == 1 else many or one + "s"}'
+
 
 def _cards(pairs):
     columns = len(pairs) if len(pairs) < 7 else -(-len(pairs) // 2)
-    return HTML(f'<div class="cards" style="--columns:{columns}">' + ''.join(f'<div class="card"><b>{escape(str(v))}</b><span>{escape(k)}</span></div>' for k, v in pairs) + '</div>')
+    return HTML(
+        f'<div class="cards" style="--columns:{columns}">'
+        + ''.join(f'<div class="card"><b>{escape(str(v))}</b><span>{escape(k)}</span></div>' for k, v in pairs)
+        + '</div>'
+    )
+
 
 def effective_classes(
-    labels:pd.Series, # (N,) any labels
-)->float: # from 1 to the number of classes
+    labels: pd.Series,  # (N,) any labels
+) -> float:  # from 1 to the number of classes
     "Exponential of the entropy of the label histogram"
     p = labels.value_counts(normalize=True).to_numpy()
     return float(np.exp(-(p * np.log(p)).sum()))
 
+
 def accuracies(
-    d:RunData, # with labels
-)->pd.DataFrame: # rows: zero-shot, ...; columns: accuracy and both ends of its 95 % interval, as shares
+    d: RunData,  # with labels
+) -> pd.DataFrame:  # rows: zero-shot, ...; columns: accuracy and both ends of its 95 % interval, as shares
     "Accuracy of each stage on the images that have a label, with Wilson's interval, which is right for few images and for shares near 0 and 1 too"
     has = d.labels.notna()
-    stages = dict(zero_shot_label='zero-shot', propagated_label='label propagation', t_label='T (text student)', v_label='V (image student)', label='final')
-    if d.config['run']['method'] == 'zeroshot': stages = dict(label='zero-shot')
-    if d.config['run']['method'] == 'training-free': stages = dict(zero_shot_label='zero-shot', label='final (label propagation)')
+    stages = dict(
+        zero_shot_label='zero-shot',
+        propagated_label='label propagation',
+        t_label='T (text student)',
+        v_label='V (image student)',
+        label='final',
+    )
+    if d.config['run']['method'] == 'zeroshot':
+        stages = dict(label='zero-shot')
+    if d.config['run']['method'] == 'training-free':
+        stages = dict(zero_shot_label='zero-shot', label='final (label propagation)')
     right = pd.DataFrame({name: (d.table[column] == d.labels)[has] for column, name in stages.items()})
     p, n, z = right.mean(), has.sum(), 1.96
-    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    middle, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
     return pd.DataFrame(dict(accuracy=p, low=(middle - half).clip(lower=0), high=(middle + half).clip(upper=1)))
 
+
 def title(
-    d:RunData, # from open_run
-)->HTML:
+    d: RunData,  # from open_run
+) -> HTML:
     "The heading: how many images, which way"
     about = d.config['run']
-    how = {'adapt': 'adapted with ReCLIP, without labels', 'training-free': 'labelled by label propagation, without labels and without training', 'zeroshot': 'labelled zero-shot'}[about['method']]
-    return HTML(f"<h1>{_many(about['n_images'], 'image')}, {len(about['classes']):,} classes</h1><p class=\"note\">{how}; {escape(about['started'][:10])}</p>")
+    how = {
+        'adapt': 'adapted with ReCLIP, without labels',
+        'training-free': 'labelled by label propagation, without labels and without training',
+        'zeroshot': 'labelled zero-shot',
+    }[about['method']]
+    return HTML(
+        f"<h1>{_many(about['n_images'], 'image')}, {len(about['classes']):,} classes</h1><p class=\"note\">{how}; {escape(about['started'][:10])}</p>"
+    )
+
 
 def summary(
-    d:RunData, # from open_run
-)->HTML:
+    d: RunData,  # from open_run
+) -> HTML:
     "The run in a row of numbers"
     about = d.config['run']
     moved = [] if about['method'] == 'zeroshot' else [('labels changed', f'{d.table.changed.mean():.1%}')]
-    pairs = [('images', f"{about['n_images']:,}"), ('classes', f"{len(about['classes']):,}"), *moved, ('mean confidence', f'{d.table.confidence.mean():.2f}'),
-             ('files skipped', f"{about['n_skipped']:,}"), ('seconds', f"{about['seconds']['total']:,.0f}")]
+    pairs = [
+        ('images', f"{about['n_images']:,}"),
+        ('classes', f"{len(about['classes']):,}"),
+        *moved,
+        ('mean confidence', f'{d.table.confidence.mean():.2f}'),
+        ('files skipped', f"{about['n_skipped']:,}"),
+        ('seconds', f"{about['seconds']['total']:,.0f}"),
+    ]
     if d.labels is not None:
         found = accuracies(d).accuracy
-        pairs = [('zero-shot accuracy', f'{found.iloc[0]:.1%}'), *[('final accuracy', f'{found.iloc[-1]:.1%}')][:len(moved)], *pairs]
+        pairs = [
+            ('zero-shot accuracy', f'{found.iloc[0]:.1%}'),
+            *[('final accuracy', f'{found.iloc[-1]:.1%}')][: len(moved)],
+            *pairs,
+        ]
     return _cards(pairs)
 
 # %% ../nbs/10_report.ipynb #report-checks
-def _some(words, most=8): return ', '.join(words[:most]) + (f' and {len(words) - most:,} more' if len(words) > most else '')
+def _some(words, most=8):
+    return ', '.join(words[:most]) + (f' and {len(words) - most:,} more' if len(words) > most else '')
+
 
 def _gathered(t, about):
     "Questions about classes that have no image, or too many"
     counts, before = t.label.value_counts(), t.zero_shot_label.value_counts()
     empty, out = [c for c in about['classes'] if c not in counts], []
     if empty:
-        out.append(f"{len(empty):,} of {len(about['classes']):,} classes got no image: {_some(empty)}. Are they in the "
-                   "pictures at all? If not, leave them off the list.")
-    if counts.iloc[0] > max(.5, 3 / len(about['classes'])) * len(t):
+        out.append(
+            f"{len(empty):,} of {len(about['classes']):,} classes got no image: {_some(empty)}. Are they in the "
+            "pictures at all? If not, leave them off the list."
+        )
+    if counts.iloc[0] > max(0.5, 3 / len(about['classes'])) * len(t):
         share = counts.iloc[0] / len(t)
         out.append(f"{counts.index[0]!r} got {share:.0%} of all images. Is that what you expect?")
     now, then = effective_classes(t.label), effective_classes(t.zero_shot_label)
-    if now < .8 * then:
-        out.append(f"Labels gather in fewer classes than zero-shot: effective number {now:.1f}, was {then:.1f}. This "
-                   "happens where named classes do not occur, and adapting then hurts.")
+    if now < 0.8 * then:
+        out.append(
+            f"Labels gather in fewer classes than zero-shot: effective number {now:.1f}, was {then:.1f}. This "
+            "happens where named classes do not occur, and adapting then hurts."
+        )
     grown = [c for c in counts.index if counts[c] > 2 * before.get(c, 0) + 10]
     if grown:
         out.append(f"More than doubled by adapting: {_some(grown)}. Look at their typical images.")
     return out
 
+
 def _moved(d, t, about):
     "Questions about labels that changed, and students that do not agree"
     out = []
-    if t.changed.mean() > .5:
+    if t.changed.mean() > 0.5:
         out.append(f"{t.changed.mean():.0%} of the labels changed. Look at the surest changes before you trust them.")
-    if 'agreement' in d.history and d.history.agreement.iloc[-1] < .5:
+    if 'agreement' in d.history and d.history.agreement.iloc[-1] < 0.5:
         out.append(f"The two students agree on only {d.history.agreement.iloc[-1]:.0%} of the images.")
-    if about['method'] == 'adapt' and (apart := (t.label != t.propagated_label).mean()) > .25:
-        out.append(f"Training moved {apart:.0%} of the labels away from those of label propagation; a run with "
-                   "--training-free shows the latter alone.")
-    if (unsure := (t.probability < .5).mean()) > .1:
+    if about['method'] == 'adapt' and (apart := (t.label != t.propagated_label).mean()) > 0.25:
+        out.append(
+            f"Training moved {apart:.0%} of the labels away from those of label propagation; a run with "
+            "--training-free shows the latter alone."
+        )
+    if (unsure := (t.probability < 0.5).mean()) > 0.1:
         out.append(f"{unsure:.0%} of the labels have a probability below one half.")
     return out
 
+
 def checks(
-    d:RunData, # from open_run
-    most:int=20, # notes of the run
-)->list[str]: # sentences, none if nothing is unusual
+    d: RunData,  # from open_run
+    most: int = 20,  # notes of the run
+) -> list[str]:  # sentences, none if nothing is unusual
     "What was not used as given, then what a careful colleague would ask about, found without labels"
     about, t, out = d.config['run'], d.table, [f'Not used as given: {o}' for o in d.notes[:most]]
     if len(d.notes) > most:
@@ -248,51 +305,103 @@ def checks(
         out.append('There are no pictures in this report, as those that the run saw were not found where it says.')
     return out
 
+
 def checks_list(
-    d:RunData, # from open_run
-)->HTML:
+    d: RunData,  # from open_run
+) -> HTML:
     "The same as a list"
     found = checks(d)
-    return HTML('<ul class="checks">' + ''.join(f'<li>{escape(o)}</li>' for o in found) + '</ul>' if found else '<p class="fine">Nothing unusual was found.</p>')
+    return HTML(
+        '<ul class="checks">' + ''.join(f'<li>{escape(o)}</li>' for o in found) + '</ul>'
+        if found
+        else '<p class="fine">Nothing unusual was found.</p>'
+    )
 
 # %% ../nbs/10_report.ipynb #report-tables
 def _table(frame, formats={}, kind=''):
     "A small table, escaped"
     head = ''.join(f'<th>{escape(str(c))}</th>' for c in frame.columns)
-    def cell(c, v): return f'<td class="{"n" if isinstance(v, (int, float, np.number)) else ""}">{escape(formats[c].format(v) if c in formats else str(v))}</td>'
-    return f'<div class="wide"><table class="plain{" " * bool(kind)}{kind}"><thead><tr>{head}</tr></thead><tbody>' + ''.join('<tr>' + ''.join(cell(c, v) for c, v in zip(frame.columns, r)) + '</tr>' for r in frame.itertuples(index=False)) + '</tbody></table></div>'
 
-def _bar(share, kind): return f'<i class="bar {kind}" style="width:{100 * share:.1f}%"></i>'
+    def cell(c, v):
+        return f'<td class="{"n" if isinstance(v, (int, float, np.number)) else ""}">{escape(formats[c].format(v) if c in formats else str(v))}</td>'
+
+    return (
+        f'<div class="wide"><table class="plain{" " * bool(kind)}{kind}"><thead><tr>{head}</tr></thead><tbody>'
+        + ''.join(
+            '<tr>' + ''.join(cell(c, v) for c, v in zip(frame.columns, r)) + '</tr>'
+            for r in frame.itertuples(index=False)
+        )
+        + '</tbody></table></div>'
+    )
+
+
+def _bar(share, kind):
+    return f'<i class="bar {kind}" style="width:{100 * share:.1f}%"></i>'
+
 
 def _bars(rows, head, moved):
     "A table with a grey and a blue bar for each (name, share before, share after, cells ...); without what was before if nothing moved"
     first = 0 if moved else 1
-    def row(name, before, after, *cells): return f'<tr><th>{escape(name)}</th><td class="bars">{_bar(before, "old") if moved else ""}{_bar(after, "new")}</td>' + ''.join(f'<td class="n">{o}</td>' for o in cells[first:]) + '</tr>'
-    return '<table class="counts"><thead><tr><th>class</th><th></th>' + ''.join(f'<th>{o}</th>' for o in head[first:]) + '</tr></thead><tbody>' + ''.join(row(*o) for o in rows) + '</tbody></table>'
+
+    def row(name, before, after, *cells):
+        return (
+            f'<tr><th>{escape(name)}</th><td class="bars">{_bar(before, "old") if moved else ""}{_bar(after, "new")}</td>'
+            + ''.join(f'<td class="n">{o}</td>' for o in cells[first:])
+            + '</tr>'
+        )
+
+    return (
+        '<table class="counts"><thead><tr><th>class</th><th></th>'
+        + ''.join(f'<th>{o}</th>' for o in head[first:])
+        + '</tr></thead><tbody>'
+        + ''.join(row(*o) for o in rows)
+        + '</tbody></table>'
+    )
+
 
 def class_counts(
-    d:RunData, # from open_run
-    most:int=30, # classes to show
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 30,  # classes to show
+) -> HTML:
     "Images per class, zero-shot against final"
     classes, moved = d.config['run']['classes'], d.config['run']['method'] != 'zeroshot'
-    counts = pd.DataFrame(dict(before=d.table.zero_shot_label.value_counts(), after=d.table.label.value_counts())).reindex(classes).fillna(0).astype(int)
-    order = counts.assign(change=(counts.after - counts.before).abs(), size=counts.max(axis=1)).sort_values(['change', 'size'], ascending=False, kind='stable')
+    counts = (
+        pd.DataFrame(dict(before=d.table.zero_shot_label.value_counts(), after=d.table.label.value_counts()))
+        .reindex(classes)
+        .fillna(0)
+        .astype(int)
+    )
+    order = counts.assign(change=(counts.after - counts.before).abs(), size=counts.max(axis=1)).sort_values(
+        ['change', 'size'], ascending=False, kind='stable'
+    )
     shown = counts if len(counts) <= most else counts.loc[order.index[order['size'] > 0][:most]]
     top = max(1, int(shown.to_numpy().max()))
     rows = [(c, r.before / top, r.after / top, f'{r.before:,}', f'<b>{r.after:,}</b>') for c, r in shown.iterrows()]
-    which = 'all that have an image' if len(shown) < most else 'those whose number changed most, then the largest' if moved else 'the largest'
+    which = (
+        'all that have an image'
+        if len(shown) < most
+        else 'those whose number changed most, then the largest'
+        if moved
+        else 'the largest'
+    )
     note = '' if len(counts) <= most else f'<p class="note">{len(shown):,} of {len(counts):,} classes: {which}.</p>'
     return HTML(_bars(rows, ['zero-shot', 'final' if moved else 'images'], moved) + note)
 
+
 def moves(
-    d:RunData, # from open_run
-    most:int=12, # rows
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 12,  # rows
+) -> HTML:
     "The most frequent changes of label"
     changed = d.table[d.table.changed]
-    if not len(changed): return HTML('<p class="note">No label changed.</p>')
-    pairs = changed.groupby(['zero_shot_label', 'label']).agg(images=('path', 'size'), confidence=('confidence', 'mean')).reset_index().sort_values(['images', 'zero_shot_label', 'label'], ascending=[False, True, True])
+    if not len(changed):
+        return HTML('<p class="note">No label changed.</p>')
+    pairs = (
+        changed.groupby(['zero_shot_label', 'label'])
+        .agg(images=('path', 'size'), confidence=('confidence', 'mean'))
+        .reset_index()
+        .sort_values(['images', 'zero_shot_label', 'label'], ascending=[False, True, True])
+    )
     pairs.columns = ['from', 'to', 'images', 'mean confidence']
     note = f'<p class="note">{most} of {len(pairs):,} pairs.</p>' if len(pairs) > most else ''
     return HTML(_table(pairs.head(most), {'images': '{:,}', 'mean confidence': '{:.2f}'}) + note)
@@ -301,245 +410,406 @@ def moves(
 def _thumbnail(d, row, side=104):
     "An `<img>` with the picture inside, or a box that says that it is gone"
     try:
-        if d.files is None: raise UnreadableImage
+        if d.files is None:
+            raise UnreadableImage
         image = d.files[d.at[d.table.path[row]]]
-    except (UnreadableImage, KeyError): return '<span class="gone">no picture</span>'
-    small = 'tiny' if max(image.size) < side // 2 else ''                     # a few pixels are shown as such
+    except (UnreadableImage, KeyError):
+        return '<span class="gone">no picture</span>'
+    small = 'tiny' if max(image.size) < side // 2 else ''  # a few pixels are shown as such
     image.thumbnail((2 * side, 2 * side))
     file = BytesIO()
     image.save(file, 'PNG' if small else 'JPEG', **({} if small else dict(quality=80)))
     return f'<img class="{small}" alt="" src="data:image/{"png" if small else "jpeg"};base64,{base64.b64encode(file.getvalue()).decode()}">'
 
+
 def contact_sheet(
-    d:RunData, # from open_run
-    rows:list[int], # positions in the table
-    caption='{label}', # format string over the columns of the table
-)->HTML:
+    d: RunData,  # from open_run
+    rows: list[int],  # positions in the table
+    caption='{label}',  # format string over the columns of the table
+) -> HTML:
     "Pictures with a line of text under each; the path shows under the pointer. A list of paths, or of row numbers of features, if there are no pictures"
-    if d.files is None: return HTML('<ul class="lines">' + ''.join(f'<li><small>{"row " if d.config["run"]["features"] else ""}{escape(d.table.path[i])}</small> {escape(caption.format(**d.table.loc[i]))}</li>' for i in rows) + '</ul>')
+    if d.files is None:
+        return HTML(
+            '<ul class="lines">'
+            + ''.join(
+                f'<li><small>{"row " if d.config["run"]["features"] else ""}{escape(d.table.path[i])}</small> {escape(caption.format(**d.table.loc[i]))}</li>'
+                for i in rows
+            )
+            + '</ul>'
+        )
+
     def cell(i):
         r = d.table.loc[i]
         wrong = '' if d.labels is None or d.labels[i] is None else ' wrong' if d.labels[i] != r.label else ' right'
         return f'<figure class="{wrong}" title="{escape(r.path)}">{_thumbnail(d, i)}<figcaption>{escape(caption.format(**r))}</figcaption></figure>'
+
     return HTML('<div class="sheet">' + ''.join(map(cell, rows)) + '</div>')
 
+
 def surest_changes(
-    d:RunData, # from open_run
-    most:int=24, # pictures
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 24,  # pictures
+) -> HTML:
     "Changed labels, most confident first"
     found = d.table[d.table.changed].sort_values('confidence', ascending=False, kind='stable').index[:most]
-    return contact_sheet(d, list(found), '{zero_shot_label} \u2192 {label}') if len(found) else HTML('<p class="note">No label changed.</p>')
+    return (
+        contact_sheet(d, list(found), '{zero_shot_label} \u2192 {label}')
+        if len(found)
+        else HTML('<p class="note">No label changed.</p>')
+    )
+
 
 def least_sure(
-    d:RunData, # from open_run
-    most:int=24, # pictures
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 24,  # pictures
+) -> HTML:
     "The least certain labels, each with its confidence"
-    return contact_sheet(d, list(d.table.sort_values('confidence', kind='stable').index[:most]), '{label} {confidence:.2f}')
+    return contact_sheet(
+        d, list(d.table.sort_values('confidence', kind='stable').index[:most]), '{label} {confidence:.2f}'
+    )
+
 
 def typical(
-    d:RunData, # from open_run
-    classes:int=12, # most classes, the largest first
-    each:int=8, # pictures of each
-)->HTML:
+    d: RunData,  # from open_run
+    classes: int = 12,  # most classes, the largest first
+    each: int = 8,  # pictures of each
+) -> HTML:
     "Images nearest to the mean adapted feature of their class"
     label, out = d.table.label.iloc[d.rows].to_numpy(), ''
     counts = d.table.label.value_counts()
     for name in counts.index[:classes]:
         x = d.adapted[torch.from_numpy(label == name)]
-        if not len(x): continue
+        if not len(x):
+            continue
         near = (x @ x.mean(0)).topk(min(each, len(x))).indices.numpy()
-        out += f'<h4>{escape(name)} <small>{_many(counts[name], "image")}</small></h4>' + contact_sheet(d, list(d.rows[label == name][near]), '{confidence:.2f}').data
-    notes = [f'The {classes} largest of {len(counts):,} classes.'] * (len(counts) > classes) + [f'Chosen from a random {len(d.rows):,} of {len(d.table):,} images.'] * (len(d.rows) < len(d.table))
+        out += (
+            f'<h4>{escape(name)} <small>{_many(counts[name], "image")}</small></h4>'
+            + contact_sheet(d, list(d.rows[label == name][near]), '{confidence:.2f}').data
+        )
+    notes = [f'The {classes} largest of {len(counts):,} classes.'] * (len(counts) > classes) + [
+        f'Chosen from a random {len(d.rows):,} of {len(d.table):,} images.'
+    ] * (len(d.rows) < len(d.table))
     return HTML(out + (f'<p class="note">{" ".join(notes)}</p>' if notes else ''))
 
 # %% ../nbs/10_report.ipynb #report-map
-def _colors(names): return dict(zip(names, plt.get_cmap('tab20' if len(names) > 10 else 'tab10').colors))
+def _colors(names):
+    return dict(zip(names, plt.get_cmap('tab20' if len(names) > 10 else 'tab10').colors))
+
 
 def embedding_map(
-    d:RunData, # from open_run
-    most:int=1000, # images
-    kind:str='tsne', # or `"pca"`
-    colored:int=10, # classes with a colour of their own, the largest; others are grey
+    d: RunData,  # from open_run
+    most: int = 1000,  # images
+    kind: str = 'tsne',  # or `"pca"`
+    colored: int = 10,  # classes with a colour of their own, the largest; others are grey
 ):
     "Two maps of the same images, before and after; one if there was no training"
     pick = np.sort(np.random.default_rng(0).permutation(len(d.rows))[:most])
     label = d.table.label.iloc[d.rows[pick]].to_numpy()
     colors = _colors(list(d.table.label.value_counts().index[:colored]))
     sides, start = {'before': d.frozen[pick].numpy()}, 'pca'
-    if d.config['run']['method'] == 'adapt': sides['after'] = d.adapted[pick].numpy()
+    if d.config['run']['method'] == 'adapt':
+        sides['after'] = d.adapted[pick].numpy()
     fig, axes = plt.subplots(1, len(sides), figsize=(5.2 * len(sides) + 1.6, 5), squeeze=False, layout='constrained')
     plane = PCA(2, random_state=0).fit(sides['before']) if kind == 'pca' or len(pick) < 8 else None
     for ax, (name, x) in zip(axes[0], sides.items()):
-        if plane is not None: at = plane.transform(x)
+        if plane is not None:
+            at = plane.transform(x)
         else:
-            with threadpool_limits(1):            # its steps are so small that several threads mostly wait for each other
+            with threadpool_limits(1):  # its steps are so small that several threads mostly wait for each other
                 at = TSNE(2, perplexity=min(30, (len(x) - 1) / 3), init=start, random_state=0).fit_transform(x)
             start = at / at[:, 0].std() * 1e-4
         for c in [None, *colors]:
             here = label == c if c is not None else ~np.isin(label, list(colors))
-            if here.any(): ax.scatter(*at[here].T, s=9, color=colors.get(c, '0.8'), label=c if c is not None else 'others', linewidths=0)
-        ax.set_title(name if len(sides) > 1 else ''); ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_color('0.85')
+            if here.any():
+                ax.scatter(
+                    *at[here].T, s=9, color=colors.get(c, '0.8'), label=c if c is not None else 'others', linewidths=0
+                )
+        ax.set_title(name if len(sides) > 1 else '')
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_color('0.85')
     handles, names = axes[0, -1].get_legend_handles_labels()
-    legend = fig.legend(handles, [n if len(n) < 30 else n[:28] + '\u2026' for n in names], loc='outside right center', markerscale=2, frameon=False)
-    for text in legend.get_texts(): text.set_parse_math(False)
+    legend = fig.legend(
+        handles,
+        [n if len(n) < 30 else n[:28] + '\u2026' for n in names],
+        loc='outside right center',
+        markerscale=2,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return fig
 
 # %% ../nbs/10_report.ipynb #report-map-note
 def map_note(
-    d:RunData, # from open_run
-    most:int=1000, # as in embedding_map
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 1000,  # as in embedding_map
+) -> HTML:
     "How many images are on the map"
     shown = min(most, len(d.rows))
-    return HTML(f'<p class="note">t-SNE of {f"a random {shown:,} of {len(d.table):,} images" if shown < len(d.table) else f"all {shown:,} images"}.</p>')
+    return HTML(
+        f'<p class="note">t-SNE of {f"a random {shown:,} of {len(d.table):,} images" if shown < len(d.table) else f"all {shown:,} images"}.</p>'
+    )
 
 # %% ../nbs/10_report.ipynb #report-history
 def history_figure(
-    d:RunData, # from open_run
+    d: RunData,  # from open_run
 ):
     "What could be seen without labels, by epoch"
-    h, names = d.history, dict(agreement='T and V agree', confidence_t="confidence of T's propagation", confidence_v="confidence of V's propagation", confidence='confidence', changed='labels changed since the look before')
+    h, names = (
+        d.history,
+        dict(
+            agreement='T and V agree',
+            confidence_t="confidence of T's propagation",
+            confidence_v="confidence of V's propagation",
+            confidence='confidence',
+            changed='labels changed since the look before',
+        ),
+    )
     fig, ax = plt.subplots(figsize=(7.5, 3), layout='constrained')
     for key, name in names.items():
-        if key in h: ax.plot(h.epoch, h[key], 'o-', ms=4, label=name)
-    ax.set_xticks(h.epoch[::max(1, len(h) // 12)]); ax.set(xlabel='epoch', ylim=(-.03, 1.03)); ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1, .5))
+        if key in h:
+            ax.plot(h.epoch, h[key], 'o-', ms=4, label=name)
+    ax.set_xticks(h.epoch[:: max(1, len(h) // 12)])
+    ax.set(xlabel='epoch', ylim=(-0.03, 1.03))
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     return fig
 
 # %% ../nbs/10_report.ipynb #report-faults
 def _grey(d, row):
     "16 x 16 grey values in [0, 1], or None"
-    try: return np.asarray(d.files[d.at[d.table.path[row]]].convert('L').resize((16, 16)), np.float32) / 255
-    except (UnreadableImage, KeyError): return None
+    try:
+        return np.asarray(d.files[d.at[d.table.path[row]]].convert('L').resize((16, 16)), np.float32) / 255
+    except (UnreadableImage, KeyError):
+        return None
+
 
 def near_duplicates(
-    d:RunData, # from open_run
-    most:int=5000, # images to compare
-    pairs:int=200, # most candidates to open
-    near:float=.02, # largest mean difference of grey values, in [0, 1]
-)->list[tuple[int, int, float]]: # rows of both, and their difference; nearest first
+    d: RunData,  # from open_run
+    most: int = 5000,  # images to compare
+    pairs: int = 200,  # most candidates to open
+    near: float = 0.02,  # largest mean difference of grey values, in [0, 1]
+) -> list[tuple[int, int, float]]:  # rows of both, and their difference; nearest first
     "Pairs of images that look the same"
-    if d.files is None or len(d.rows) < 2: return []
+    if d.files is None or len(d.rows) < 2:
+        return []
     pick = np.sort(np.random.default_rng(0).permutation(len(d.rows))[:most])
     x = torch.nn.functional.normalize(d.frozen[pick], dim=1)
     index, cosine = nearest_neighbors(x, min(3, len(pick) - 1))
-    found = {(min(i, j), max(i, j)): c for i, (js, cs) in enumerate(zip(index.tolist(), cosine.tolist())) for j, c in zip(js, cs) if c > .95}
+    found = {
+        (min(i, j), max(i, j)): c
+        for i, (js, cs) in enumerate(zip(index.tolist(), cosine.tolist()))
+        for j, c in zip(js, cs)
+        if c > 0.95
+    }
     out, grey = [], {}
     for (i, j), _ in sorted(found.items(), key=lambda o: -o[1])[:pairs]:
         a, b = (d.rows[pick[k]] for k in (i, j))
-        for row in (a, b): grey[row] = grey[row] if row in grey else _grey(d, row)
-        if grey[a] is not None and grey[b] is not None and (apart := float(np.abs(grey[a] - grey[b]).mean())) <= near: out.append((int(a), int(b), apart))
+        for row in (a, b):
+            grey[row] = grey[row] if row in grey else _grey(d, row)
+        if grey[a] is not None and grey[b] is not None and (apart := float(np.abs(grey[a] - grey[b]).mean())) <= near:
+            out.append((int(a), int(b), apart))
     return sorted(out, key=lambda o: o[2])
 
+
 def duplicates_sheet(
-    d:RunData, # from open_run
-    most:int=6, # pairs to show
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 6,  # pairs to show
+) -> HTML:
     "The pairs that look most alike, each in a box with its mean difference of grey values"
-    if d.files is None: return HTML('<p class="note">No pictures to compare.</p>')
+    if d.files is None:
+        return HTML('<p class="note">No pictures to compare.</p>')
     found, compared = near_duplicates(d), min(5000, len(d.rows))
-    where = f'a random {compared:,} of {len(d.table):,} images' if compared < len(d.table) else f'all {compared:,} images'
-    if not found: return HTML(f'<p class="note">None among {where}.</p>')
-    return HTML(f'<p>{_many(len(found), "pair")} among {where}{"; the nearest" if len(found) > most else ""}:</p>' + '<div class="pairs">' + ''.join(f'<div class="pair">{contact_sheet(d, [a, b], "{path}").data}<p class="note">{"the same pixels" if apart == 0 else f"{apart:.1%} apart"} at 16 \u00d7 16</p></div>' for a, b, apart in found[:most]) + '</div>')
+    where = (
+        f'a random {compared:,} of {len(d.table):,} images' if compared < len(d.table) else f'all {compared:,} images'
+    )
+    if not found:
+        return HTML(f'<p class="note">None among {where}.</p>')
+    return HTML(
+        f'<p>{_many(len(found), "pair")} among {where}{"; the nearest" if len(found) > most else ""}:</p>'
+        + '<div class="pairs">'
+        + ''.join(
+            f'<div class="pair">{contact_sheet(d, [a, b], "{path}").data}<p class="note">{"the same pixels" if apart == 0 else f"{apart:.1%} apart"} at 16 \u00d7 16</p></div>'
+            for a, b, apart in found[:most]
+        )
+        + '</div>'
+    )
+
 
 def skipped_table(
-    d:RunData, # from open_run
-    most:int=20, # rows
-)->HTML:
+    d: RunData,  # from open_run
+    most: int = 20,  # rows
+) -> HTML:
     "Files without a row, and why"
-    if not len(d.skipped): return HTML('<p class="fine">Every file could be opened.</p>')
+    if not len(d.skipped):
+        return HTML('<p class="fine">Every file could be opened.</p>')
     note = f'<p class="note">{most} of {len(d.skipped):,}; all are in skipped.csv.</p>' if len(d.skipped) > most else ''
     return HTML(_table(d.skipped.head(most)) + note)
 
 # %% ../nbs/10_report.ipynb #report-scores
 def scores(
-    d:RunData, # with labels
-)->HTML:
+    d: RunData,  # with labels
+) -> HTML:
     "Accuracy of each stage"
     found = accuracies(d).reset_index(names='stage')
     found['95 % interval'] = [f'{low:.1%}\u00a0to\u00a0{high:.1%}' for low, high in zip(found.low, found.high)]
     strange = d.labels[d.labels.notna() & ~d.labels.isin(d.config['run']['classes'])]
-    note = f' {len(strange):,} of them carry a word that is no class here ({escape(_some(list(strange.unique()), 4))}) and count as wrong.' if len(strange) else ''
-    return HTML(_table(found[['stage', 'accuracy', '95 % interval']], {'accuracy': '{:.1%}'}) + f'<p class="note">From {_many(int(d.labels.notna().sum()), "image")} with a label; the interval is Wilson\u2019s.{note} No label was seen by the run.</p>')
+    note = (
+        f' {len(strange):,} of them carry a word that is no class here ({escape(_some(list(strange.unique()), 4))}) and count as wrong.'
+        if len(strange)
+        else ''
+    )
+    return HTML(
+        _table(found[['stage', 'accuracy', '95 % interval']], {'accuracy': '{:.1%}'})
+        + f'<p class="note">From {_many(int(d.labels.notna().sum()), "image")} with a label; the interval is Wilson\u2019s.{note} No label was seen by the run.</p>'
+    )
+
 
 def recalls(
-    d:RunData, # with labels
-    most:int=40, # classes
-)->HTML:
+    d: RunData,  # with labels
+    most: int = 40,  # classes
+) -> HTML:
     "Share of each class that was found, zero-shot and final; the lowest first"
     moved = d.config['run']['method'] != 'zeroshot'
     has = d.labels.notna()
-    right = pd.DataFrame(dict(label=d.labels, before=d.table.zero_shot_label == d.labels, after=d.table.label == d.labels))[has]
-    found = right.groupby('label').agg(images=('after', 'size'), before=('before', 'mean'), after=('after', 'mean')).sort_values('after', kind='stable')
-    rows = [(c, r.before, r.after, f'{r.before:.0%}', f'<b>{r.after:.0%}</b>', f'{r.images:,.0f}') for c, r in found.head(most).iterrows()]
+    right = pd.DataFrame(
+        dict(label=d.labels, before=d.table.zero_shot_label == d.labels, after=d.table.label == d.labels)
+    )[has]
+    found = (
+        right.groupby('label')
+        .agg(images=('after', 'size'), before=('before', 'mean'), after=('after', 'mean'))
+        .sort_values('after', kind='stable')
+    )
+    rows = [
+        (c, r.before, r.after, f'{r.before:.0%}', f'<b>{r.after:.0%}</b>', f'{r.images:,.0f}')
+        for c, r in found.head(most).iterrows()
+    ]
     note = f'<p class="note">The {most} lowest of {len(found):,} classes.</p>' if len(found) > most else ''
     return HTML(_bars(rows, ['zero-shot', 'final' if moved else 'found', 'images'], moved) + note)
 
+
 def confusion(
-    d:RunData, # with labels
-    most:int=25, # classes in a matrix; with more, the most frequent mistakes are listed
-)->HTML:
+    d: RunData,  # with labels
+    most: int = 25,  # classes in a matrix; with more, the most frequent mistakes are listed
+) -> HTML:
     "What is taken for what: rows are true classes, columns predicted ones"
     has, classes = d.labels.notna(), d.config['run']['classes']
     pair = pd.crosstab(d.labels[has], d.table.label[has])
     if len(classes) <= most:
         m = pair.reindex(index=classes, columns=classes, fill_value=0)
         share = m.div(m.sum(axis=1).clip(lower=1), axis=0)
+
         def cell(i, j):
             n, s = m.iloc[i, j], share.iloc[i, j]
-            return f'<td style="background:rgba({"37,99,235" if i == j else "220,38,38"},{.6 * s:.2f})">{n or ""}</td>'
+            return f'<td style="background:rgba({"37,99,235" if i == j else "220,38,38"},{0.6 * s:.2f})">{n or ""}</td>'
+
         head = ''.join(f'<th class="turn"><span>{escape(c)}</span></th>' for c in classes)
-        return HTML(f'<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>' + ''.join(f'<tr><th>{escape(c)}</th>' + ''.join(cell(i, j) for j in range(len(classes))) + '</tr>' for i, c in enumerate(classes)) + '</tbody></table></div>')
+        return HTML(
+            f'<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>'
+            + ''.join(
+                f'<tr><th>{escape(c)}</th>' + ''.join(cell(i, j) for j in range(len(classes))) + '</tr>'
+                for i, c in enumerate(classes)
+            )
+            + '</tbody></table></div>'
+        )
     listed = pair.stack()
     listed = listed[[a != b for a, b in listed.index]].sort_values(ascending=False, kind='stable').head(most)
     listed = listed[listed > 0].rename_axis(['true', 'predicted']).reset_index(name='images')
     return HTML(_table(listed) + f'<p class="note">The {len(listed)} most frequent mistakes.</p>')
 
+
 def calibration(
-    d:RunData, # with labels
-    bins:int=10, # of equal width
-)->tuple[pd.DataFrame, float]: # probability, accuracy and images by bin; expected calibration error in [0, 1]
+    d: RunData,  # with labels
+    bins: int = 10,  # of equal width
+) -> tuple[pd.DataFrame, float]:  # probability, accuracy and images by bin; expected calibration error in [0, 1]
     "Whether probabilities mean what they say"
     has = d.labels.notna()
     p, right = d.table.probability[has].to_numpy(), (d.table.label == d.labels)[has].to_numpy()
-    frame = pd.DataFrame(dict(bin=np.minimum((p * bins).astype(int), bins - 1), probability=p, accuracy=right)).groupby('bin').agg(probability=('probability', 'mean'), accuracy=('accuracy', 'mean'), images=('accuracy', 'size'))
+    frame = (
+        pd.DataFrame(dict(bin=np.minimum((p * bins).astype(int), bins - 1), probability=p, accuracy=right))
+        .groupby('bin')
+        .agg(probability=('probability', 'mean'), accuracy=('accuracy', 'mean'), images=('accuracy', 'size'))
+    )
     return frame, float(((frame.probability - frame.accuracy).abs() * frame.images).sum() / len(p))
 
+
 def reliability_figure(
-    d:RunData, # with labels
+    d: RunData,  # with labels
 ):
     "Accuracy against probability"
     frame, error = calibration(d)
     fig, ax = plt.subplots(figsize=(4.6, 4.2), layout='constrained')
     ax.plot([0, 1], [0, 1], color='0.7', ls=':')
     ax.plot(frame.probability, frame.accuracy, '-', color='#2563eb')
-    ax.scatter(frame.probability, frame.accuracy, s=20 + 200 * frame.images / frame.images.max(), color='#2563eb', alpha=.6, linewidths=0, clip_on=False)
-    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel='probability that the model gives', ylabel='share that is right', title=f'expected calibration error {error:.1%}'); ax.spines[['top', 'right']].set_visible(False)
+    ax.scatter(
+        frame.probability,
+        frame.accuracy,
+        s=20 + 200 * frame.images / frame.images.max(),
+        color='#2563eb',
+        alpha=0.6,
+        linewidths=0,
+        clip_on=False,
+    )
+    ax.set(
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+        xlabel='probability that the model gives',
+        ylabel='share that is right',
+        title=f'expected calibration error {error:.1%}',
+    )
+    ax.spines[['top', 'right']].set_visible(False)
     return fig
 
 # %% ../nbs/10_report.ipynb #report-settings
 def settings_table(
-    d:RunData, # from open_run
-)->HTML:
+    d: RunData,  # from open_run
+) -> HTML:
     "What was run"
     about, s = d.config['run'], d.config['settings']
     templates = list(s['templates'])
-    rows = dict(method=about['method'], model=s['model'] if s['model'] == 'demo' or ':' in str(s['model']) else f"{s['model']}, {s['pretrained']}",
-        images=about['images'] if isinstance(about['images'], str) else f"a list of {len(about['images']):,} paths", classes=_some(about['classes'], 20),
-        templates=_some(templates, 4) + (', and descriptions' if s['descriptions'] else ''), projection=s['projection'], recipe=s['recipe'], epochs=len(d.config['history']) - 1,
-        neighbours=f"{s['n_neighbors']}, alpha {s['alpha']}", training=f"{s['batch_size']} images a step, learning rates {s['lr_text']} (T) and {s['lr_image']} (V), momentum {s['momentum']}", precision=s['precision'], seed=s['seed'],
-        started=about['started'], seconds=', '.join(f"{k} {about['seconds'][k]:,.1f}" for k in ('encode', 'fit', 'total')), machine=', '.join(f'{k} {v}' for k, v in about['machine'].items() if v), versions=', '.join(f'{k} {v}' for k, v in d.config['versions'].items()))
-    unused = {'training-free': ('epochs', 'training', 'seed'), 'zeroshot': ('epochs', 'training', 'seed', 'projection', 'recipe', 'neighbours')}.get(about['method'], ())
-    return HTML(_table(pd.DataFrame([(k, v if isinstance(v, str) else str(v)) for k, v in rows.items() if k not in unused], columns=['', 'value']), kind='settings').replace('<th>value</th>', '<th></th>'))
+    rows = dict(
+        method=about['method'],
+        model=s['model'] if s['model'] == 'demo' or ':' in str(s['model']) else f"{s['model']}, {s['pretrained']}",
+        images=about['images'] if isinstance(about['images'], str) else f"a list of {len(about['images']):,} paths",
+        classes=_some(about['classes'], 20),
+        templates=_some(templates, 4) + (', and descriptions' if s['descriptions'] else ''),
+        projection=s['projection'],
+        recipe=s['recipe'],
+        epochs=len(d.config['history']) - 1,
+        neighbours=f"{s['n_neighbors']}, alpha {s['alpha']}",
+        training=f"{s['batch_size']} images a step, learning rates {s['lr_text']} (T) and {s['lr_image']} (V), momentum {s['momentum']}",
+        precision=s['precision'],
+        seed=s['seed'],
+        started=about['started'],
+        seconds=', '.join(f"{k} {about['seconds'][k]:,.1f}" for k in ('encode', 'fit', 'total')),
+        machine=', '.join(f'{k} {v}' for k, v in about['machine'].items() if v),
+        versions=', '.join(f'{k} {v}' for k, v in d.config['versions'].items()),
+    )
+    unused = {
+        'training-free': ('epochs', 'training', 'seed'),
+        'zeroshot': ('epochs', 'training', 'seed', 'projection', 'recipe', 'neighbours'),
+    }.get(about['method'], ())
+    return HTML(
+        _table(
+            pd.DataFrame(
+                [(k, v if isinstance(v, str) else str(v)) for k, v in rows.items() if k not in unused],
+                columns=['', 'value'],
+            ),
+            kind='settings',
+        ).replace('<th>value</th>', '<th></th>')
+    )
 
 # %% ../nbs/10_report.ipynb #report-write
 TEMPLATE = Path(__file__).with_name('report.ipynb') if '__file__' in globals() else Path('../reclip/report.ipynb')
 
+
 class _Kernel(AsyncKernelManager):
     "This very Python, whatever kernels are installed"
-    def format_kernel_cmd(self, extra_arguments=None): return [sys.executable, '-m', 'ipykernel_launcher', '-f', self.connection_file]
+
+    def format_kernel_cmd(self, extra_arguments=None):
+        return [sys.executable, '-m', 'ipykernel_launcher', '-f', self.connection_file]
+
 
 def _connect(client, folder, longest=90):
     "How a client reaches its kernel: through files in a folder rather than the network, where the system can and the path is not too long for a socket"
@@ -547,63 +817,104 @@ def _connect(client, folder, longest=90):
     kernel.connection_file = os.path.join(folder, 'k.json')
     kernel.transport = 'ipc' if os.name == 'posix' and len(os.fsencode(kernel.connection_file)) < longest else 'tcp'
 
+
 def _parts_for(d):
     "The template without the cells that this run has nothing for"
     method, notebook = d.config['run']['method'], nbformat.read(TEMPLATE, as_version=4)
-    empty = dict(labels=d.labels is None, moved=method == 'zeroshot', changed=not d.table.changed.any(), zeroshot=method != 'zeroshot', trained=method != 'adapt', pictures=d.files is None)
+    empty = dict(
+        labels=d.labels is None,
+        moved=method == 'zeroshot',
+        changed=not d.table.changed.any(),
+        zeroshot=method != 'zeroshot',
+        trained=method != 'adapt',
+        pictures=d.files is None,
+    )
     notebook.cells = [c for c in notebook.cells if not any(empty.get(tag) for tag in c.metadata.get('tags', []))]
     return notebook
+
 
 def _execute(client, notebook, progress):
     "Run all cells, one tick each; a failure is one sentence, with the cell's traceback as its cause"
     cells = sum(c.cell_type == 'code' for c in notebook.cells)
-    with tqdm(desc='report', total=cells, unit='part', disable=not progress, leave=False) as bar, ThreadPoolExecutor(1) as pool:
+    with (
+        tqdm(desc='report', total=cells, unit='part', disable=not progress, leave=False) as bar,
+        ThreadPoolExecutor(1) as pool,
+    ):
         client.on_cell_executed = lambda **about: bar.update()
         try:
-            pool.submit(client.execute).result()                  # elsewhere than in the main thread, whose signals it would take
+            pool.submit(client.execute).result()  # elsewhere than in the main thread, whose signals it would take
         except CellExecutionError as e:
             raise ChildProcessError(f"the report's notebook failed: {e.ename}: {e.evalue}") from e
         except RuntimeError as e:
-            raise ChildProcessError(f"the process of the report's notebook could not go on, perhaps for lack of memory: {e}") from e
+            raise ChildProcessError(
+                f"the process of the report's notebook could not go on, perhaps for lack of memory: {e}"
+            ) from e
         except KeyboardInterrupt:
             process = getattr(client.km.provisioner, 'process', None)
             if process is not None:
-                process.kill()                                    # and the thread, which waits for it, ends
+                process.kill()  # and the thread, which waits for it, ends
             raise
 
+
 def _html(notebook, title):
-    exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name='basic', exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
     body, _ = exporter.from_notebook_node(notebook)
     return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title><style>{PAGE}{STYLE}</style></head><body>\n{body}\n</body></html>\n'
 
+
 def write_report(
-    folder:str|os.PathLike, # of a finished run
-    labels:str|os.PathLike|None=None, # for scoring, see read_labels
-    images=None, # where the images are now, if they have moved
-    timeout:int=1800, # seconds that one cell may take
-    progress:bool=True, # show a bar
-)->Path: # `report.html` in the run's folder; `report.ipynb` is beside it
+    folder: str | os.PathLike,  # of a finished run
+    labels: str | os.PathLike | None = None,  # for scoring, see read_labels
+    images=None,  # where the images are now, if they have moved
+    timeout: int = 1800,  # seconds that one cell may take
+    progress: bool = True,  # show a bar
+) -> Path:  # `report.html` in the run's folder; `report.ipynb` is beside it
     "Execute the report's notebook on a run and render it; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `ChildProcessError` if the notebook's process fails, `BlockingIOError` while another process writes to the run"
-    read_run(folder)                                                             # else nothing is held, which would make a file beside it
+    read_run(folder)  # nothing is held before it is a run
     place = os.path.realpath(folder)
     with hold(place):
         recover_run(place)
         return _write_report(folder, labels, images, timeout, progress)
 
+
 def _write_report(folder, labels, images, timeout, progress):
     "The same, in a run that is held"
     folder = Path(folder).absolute()
-    d = open_run(folder, labels, images)                                         # what is wrong shows here, not in a notebook's traceback
+    d = open_run(folder, labels, images)  # what is wrong shows here, not in a notebook's traceback
     log.info('writing the report')
     notebook = _parts_for(d)
-    values = dict(run=str(folder), labels=None if labels is None else labels if str(labels) == 'folders' else os.path.abspath(labels), images=None if images is None else os.path.abspath(images))
+    values = dict(
+        run=str(folder),
+        labels=None if labels is None else labels if str(labels) == 'folders' else os.path.abspath(labels),
+        images=None if images is None else os.path.abspath(images),
+    )
     for c in notebook.cells:
-        if 'parameters' in c.metadata.get('tags', []): c.source = ''.join(f'{k} = {show_path(v)!r}\n' if v is not None else f'{k} = None\n' for k, v in values.items())
-    with temporary_folder(folder) as empty:                   # Python imports from the folder that it runs in: an empty one, never the run's
-        client = NotebookClient(notebook, kernel_manager_class=_Kernel, kernel_name='python3', timeout=timeout, resources=dict(metadata=dict(path=str(empty))))
+        if 'parameters' in c.metadata.get('tags', []):
+            c.source = ''.join(
+                f'{k} = {show_path(v)!r}\n' if v is not None else f'{k} = None\n' for k, v in values.items()
+            )
+    with temporary_folder(
+        folder
+    ) as empty:  # Python imports from the folder that it runs in: an empty one, never the run's
+        client = NotebookClient(
+            notebook,
+            kernel_manager_class=_Kernel,
+            kernel_name='python3',
+            timeout=timeout,
+            resources=dict(metadata=dict(path=str(empty))),
+        )
         _connect(client, empty)
         _execute(client, notebook, progress)
     notebook.metadata.pop('widgets', None)
-    with whole_file(folder / 'report.ipynb') as p: nbformat.write(notebook, p)
-    with whole_file(folder / 'report.html') as p: p.write_text(_html(notebook, f"{folder.name}: {_many(len(d.table), 'image')}, {len(d.config['run']['classes']):,} classes"), encoding='utf-8')
+    with whole_file(folder / 'report.ipynb') as p:
+        nbformat.write(notebook, p)
+    with whole_file(folder / 'report.html') as p:
+        p.write_text(
+            _html(
+                notebook, f"{folder.name}: {_many(len(d.table), 'image')}, {len(d.config['run']['classes']):,} classes"
+            ),
+            encoding='utf-8',
+        )
     return folder / 'report.html'

@@ -31,7 +31,7 @@ from .clip import PRECISIONS
 from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
 from .features import is_features, read_features
 from .files import read_json, regular_file, whole_file, write_json
-from .folders import check_place, check_writable, discard, hold, recover, whole_folder
+from .folders import discard, recover, whole_folder
 from .images import ImageFiles, Skipped, encode_readable, find_images, show_path
 from .pictures import UnreadableImage
 from .graph import SEARCHES
@@ -40,6 +40,7 @@ from .kept import read_digests, read_tensors, recover_run, row_digests, same_ima
 from .kept import write_tensors
 from .lists import exact_cell, safe_cell
 from .notes import note, noting
+from .places import check_place, check_writable, hold
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
@@ -280,7 +281,7 @@ def _no_notes(notes):
 def read_run(
     run: str | os.PathLike,  # folder of a finished run
 ) -> dict:  # its `config.json`
-    "What a run says about itself; `FileNotFoundError` or `ValueError` if it is not a whole run. What a kill left is put right"
+    "What a run says about itself, after a kill is put right; `FileNotFoundError` or `ValueError` if it is no whole run"
     run = Path(run)
     mend_run(run)
     if not is_run(run):
@@ -309,9 +310,8 @@ def _read_config(run):
 def _check_free(output, resume, overwrite):
     "`FileExistsError` if something stands there that must stay"
     if os.path.exists(output) and not overwrite and not (resume and is_run(output)):
-        raise FileExistsError(
-            f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)"
-        )
+        more = 'name another folder, or replace the run in it with overwrite=True (--overwrite)'
+        raise FileExistsError(f"{output} exists; {more}")
     if os.path.exists(output) and not is_run(output):
         raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
 
@@ -323,23 +323,20 @@ def _check_apart(output, images, others, overwrite):
     def real(path):
         return os.path.join(os.path.realpath(os.path.expanduser(path)), '')
 
-    def is_within(path):
-        return isinstance(path, (str, os.PathLike)) and os.path.exists(path) and real(path).startswith(real(output))
+    def there(path):
+        return isinstance(path, (str, os.PathLike)) and os.path.exists(os.path.expanduser(path))
 
     if overwrite and os.path.isdir(output):
-        within = next((o for o in ([images] if single else [*images[:1], *images[-1:]]) + others if is_within(o)), None)
-        if within is not None:
-            raise ValueError(
-                f"{show_path(within)} lies in {output}, which would be replaced; move it, or name another output"
-            )
+        given = [o for o in ([images] if single else [*images[:1], *images[-1:]]) + others if there(o)]
+        within = [o for o in given if real(o).startswith(real(output))]
+        if within:
+            raise ValueError(f"{show_path(within[0])} lies in {output}, which would be replaced; name another")
     if single and os.path.isdir(os.path.expanduser(images)) and real(output).startswith(real(images)):
-        note(
-            f"{show_path(output)} lies in the folder of the images, and is searched with it next time; better name a folder elsewhere"
-        )
+        note(f"{show_path(output)} lies in the folder of the images, and is searched with it next time")
 
 
 def _claim(stack, output, images, others, resume, overwrite):
-    "Where the run shall be, held until the stack is closed, and put right after a kill; an error says what speaks against it"
+    "Where the run shall be, held until the stack is closed; an error says what speaks against it"
     mend_run(output)
     _check_free(Path(output), resume, overwrite)
     place = check_place(output, '.partial')
@@ -359,9 +356,8 @@ def _check_unchanged(folder, weights, look):
     "`CannotGoOn` if images or model of a finished run have changed since"
     before, digests, whose = _read_config(folder)['run'].get('weights'), read_digests(folder), f'the run in {folder}'
     if before is None or digests is None:
-        return note(
-            f"{folder} was made by a version of reclip that kept no digests: whether images or model have changed since is not known"
-        )
+        note(f"{folder} is of version 0.0.1, which kept no digests: whether images or model have changed is not known")
+        return
     same_model(before, weights, whose)
     skipped = read_table(folder / 'skipped.csv', dict(path=str)).path.tolist()
     about = read_tensors(folder / 'digests.safetensors')[1]
@@ -374,9 +370,8 @@ def _begun_with(work, settings, weights):
     begun = read_begun(work)
     other = [f'{k} was {begun.get(k)!r}, now {v!r}' for k, v in settings.items() if begun.get(k) != v]
     if other:
-        raise CannotGoOn(
-            f"{work} was begun with other settings: {', '.join(other[:3])}; repeat the command as it was, or begin again with overwrite=True (--overwrite)"
-        )
+        more = 'repeat the command as it was, or begin again with overwrite=True (--overwrite)'
+        raise CannotGoOn(f"{work} was begun with other settings: {', '.join(other[:3])}; {more}")
     same_model(begun['weights'], weights)
     return begun['run_id']
 
@@ -395,9 +390,8 @@ def _open_output(output, settings, weights, look, resume, overwrite):
     if not whole and not (work / 'begun.json').is_file():
         raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
     if not resume and not overwrite:
-        raise FileExistsError(
-            f"{work} holds an unfinished run; go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)"
-        )
+        more = 'go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)'
+        raise FileExistsError(f"{work} holds an unfinished run; {more}")
     if resume:
         try:
             if not whole:
@@ -434,9 +428,8 @@ def _find(clip, images):
         return _Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
     features, width = read_features(images), clip.zero_shot_texts().shape[1]
     if features.shape[1] != width:
-        raise ValueError(
-            f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them"
-        )
+        wide = f'features are {features.shape[1]} wide, those of this model {width}'
+        raise ValueError(f"{show_path(images)}: {wide}; name the model that made them")
     return _Found(features, [str(i) for i in range(len(features))], None, [], row_digests(features), {})
 
 
@@ -450,9 +443,8 @@ def _encode(clip, files, skipped, max_unreadable, cache, digests=None):
     "Features of the pretrained tower, files that could be opened, and all that was skipped"
     model, preprocess, _ = clip.loaded()
     encode = partial(encode_cached, cache=cache, digests=digests)
-    settings = dict(
-        batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose
-    )
+    settings = dict(batch_size=clip.encode_batch_size, num_workers=clip.num_workers)
+    settings |= dict(precision=clip.precision, progress=clip.verbose)
     with borrowed(model):
         return encode_readable(model, files, preprocess, skipped, max_unreadable, encode, **settings)
 
@@ -473,7 +465,7 @@ def _look(clip, images, kept, run_id, notes):
     same_images(seen, dict(zip(at, now.digests)))
     log.info('found the features of %s images from before', f'{len(names):,}')
     files = now.files.keep([at[o] for o in names])
-    features = tensors['frozen'].clone()  # rows of a mapped file lie where the last bit of a product may differ
+    features = tensors['frozen'].clone()  # in a mapped file a product's last bit may differ
     return _Found(features, files.names, files, skipped, seen.digests, seen.unreadable)
 
 
@@ -499,9 +491,8 @@ def _frozen(clip, images, work, run_id, notes, max_unreadable, cache):
     def keep():
         tensors = dict(frozen=found.features, digests=pack_digests(found.digests))
         names, skipped = [show_path(o) for o in found.names], [list(o) for o in found.skipped]
-        write_tensors(
-            kept, tensors, names=names, skipped=skipped, unreadable=found.unreadable, run_id=run_id, notes=notes
-        )
+        about = dict(names=names, skipped=skipped, unreadable=found.unreadable, run_id=run_id, notes=notes)
+        write_tensors(kept, tensors, **about)
 
     known, found = on_first(look)
     if known:
@@ -536,7 +527,7 @@ def _fit(clip, method, found, work, run_id, notes):
         raise  # a disk that is gone may come back
     except (ValueError, FloatingPointError):
         if is_first():
-            discard(work)  # the same again would fail again, and other settings are another run
+            discard(work)  # it would fail again, and block another try
         raise
 
 
@@ -630,26 +621,19 @@ def adapt(
     noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
     **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 ) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
-    "From images and words to a run. `ValueError`, `FileNotFoundError`, `FileExistsError` or, while another process is at work there, `BlockingIOError` says what is wrong before any work is done"
+    """From images and words to a run. Before any work is done, `ValueError`, `FileNotFoundError` or `FileExistsError`
+    says what is wrong, and `BlockingIOError` who else is at work there"""
     started, clock = datetime.now().astimezone(), time.perf_counter()
     settings = dict(verbose=progress and is_first()) | settings
     with ExitStack() as stack, noting(noted) as notes:
         place = on_first(lambda: _claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
-        clip, begun = node_first(
-            lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, settings)
-        )
+        given = images, classes, model, pretrained, templates, method, max_unreadable, settings
+        clip, begun = node_first(lambda: _prepare(*given))
         begun['csv_safe'] = csv_safe
         together(lambda: _check_words(clip, method))
         try:
-            return _work(
-                clip,
-                begun,
-                images,
-                place,
-                notes,
-                (started, clock),
-                dict(resume=resume, overwrite=overwrite, cache=cache),
-            )
+            options = dict(resume=resume, overwrite=overwrite, cache=cache)
+            return _work(clip, begun, images, place, notes, (started, clock), options)
         except OSError as e:
             raise _with_way_out(e)
 
@@ -667,9 +651,8 @@ def _with_way_out(error):
     "The same error; if the disk is full, a sentence that says where, and how to go on"
     if error.errno not in (ENOSPC, EDQUOT, EFBIG):
         return error
-    way_out = OSError(
-        f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, and go on with resume=True (--resume)"
-    )
+    way_out = 'make room, and go on with resume=True (--resume)'
+    way_out = OSError(f"{error.filename or 'a file'} cannot be written ({error.strerror}); {way_out}")
     way_out.__cause__ = error
     return alike(way_out) if getattr(error, 'alike', False) else way_out
 

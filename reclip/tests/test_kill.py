@@ -214,6 +214,7 @@ scenarios = dict(
     overwrite=(earlier, lambda o: adapt(o, overwrite=True), one_of_both, replaced, replaced_at_once),
     overwrite_by_two_renames=(earlier, lambda o: adapt(o, overwrite=True), None, replaced, replaced_at_once),
     resume=(half, lambda o: adapt(o, resume=True), absent_or_whole, resumed),
+    anew=(half, lambda o: adapt(o, overwrite=True), absent_or_whole, resumed, plain),
     checkpoint=(fresh, trained, absent_or_whole, trained_on),
     cache=(fresh, cold, absent_or_whole, cold_again),
     report=(with_report, report, whole_page, reported_again),
@@ -221,7 +222,7 @@ scenarios = dict(
     save=(saved_before, save, either, saved_again),
     save_by_two_renames=(saved_before, save, None, saved_again),
     table=(table_before, table, whole_table, table_again))
-only = dict(checkpoint='checkpoint', cache='/cache/')                      # points of the others have had their turn
+only = dict(anew='/.RUN.partial.', checkpoint='checkpoint', cache='/cache/')                      # points of the others have had their turn
 
 
 # ---- attempts
@@ -291,7 +292,7 @@ gc.freeze()
 for name in sys.argv[2:]: print(json.dumps([name, *everywhere(name, root / 'sandbox')]), flush=True)
 '''
 
-groups = [dict(fresh=80, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8), dict(overwrite=80, overwrite_by_two_renames=80, resume=60)]
+groups = [dict(fresh=80, anew=10, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8), dict(overwrite=80, overwrite_by_two_renames=80, resume=60)]
 
 
 @pytest.mark.parametrize('least', groups, ids=lambda least: ' '.join(least))
