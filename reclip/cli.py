@@ -156,10 +156,10 @@ def _account(output, table, most=8):
     if len(counts) > most: print(f'  and {len(counts) - most:,} more')
     print(f'\n{output}/predictions.csv has every label. Next: reclip report {output}')
 
-def _write_report(folder, labels, images, quiet):
+def _write_report(folder, labels, images, quiet, notebook=False):
     _say(quiet, False)
     from reclip.report import write_report
-    path = write_report(folder, labels, images, progress=not quiet)
+    path = write_report(folder, labels, images, notebook=notebook, progress=not quiet)
     if not quiet: print(path)
 
 @command
@@ -234,8 +234,9 @@ def predict(run:Run, images:Images, output:Annotated[Path, _option('--output', '
 
 @command
 def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='What', metavar='FILE', help='For scoring only: a `.csv` with columns path and label, a `.json`, or the word `folders` if each image lies in a folder named after its class.', show_default=False)]=None,
-    images:Annotated[Optional[str], _option('--images', group='What', metavar='DIR', help='Where the images are now, if they have moved.', show_default=False)]=None, quiet:Quiet=False):
-    """Write RUN/report.html, one page that needs nothing else, and RUN/report.ipynb, the notebook behind it.
+    images:Annotated[Optional[str], _option('--images', group='What', metavar='DIR', help='Where the images are now, if they have moved.', show_default=False)]=None,
+    notebook:Annotated[bool, _option('--notebook', group='Run', help='Also write RUN/report.ipynb, the calls that made each part. Needs reclip-torch[notebook].')]=False, quiet:Quiet=False):
+    """Write RUN/report.html, one page that needs nothing else.
 
     Examples:
 
@@ -243,7 +244,7 @@ def report(run:Run, labels:Annotated[Optional[str], _option('--labels', group='W
 
     `reclip report RUN --labels truth.csv`
     """
-    _write_report(run, labels, images, quiet)
+    _write_report(run, labels, images, quiet, notebook)
 
 @command
 def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)]):
