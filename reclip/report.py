@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from .files import whole_file
 from .images import show_path
-from .report_data import RunData, open_run, read_labels
+from .labels import read_labels
+from .report_data import RunData, open_run
 from .report_figures import Picture, embedding_map, history_figure, map_note
 from .report_glance import checks, checks_list, effective_classes, summary, title
 from .report_parts import PARTS, Part, parts_for

@@ -103,14 +103,17 @@ def _moved(t, history, method):
 
 def checks(
     d: RunData,  # from open_run
+    most: int = 20,  # notes of the run
 ) -> list[str]:  # sentences, none if nothing is unusual
-    "What a careful colleague would ask about, found without labels"
-    about, out = d.config['run'], []
+    "What was not used as given, then what a careful colleague would ask about, found without labels"
+    about, out = d.config['run'], [f'Not used as given: {o}' for o in d.notes[:most]]
+    if len(d.notes) > most:
+        out.append(f"Not used as given: {len(d.notes) - most:,} more things, which config.json lists under notes.")
     if about['n_unreadable']:
         out.append(f"{many(about['n_unreadable'], 'file')} could not be opened; see the list below.")
     out += _gathered(d.table, about) + _moved(d.table, d.history, about['method'])
     if d.files is None and not about['features']:
-        out.append('The images were not found any more, so there are no pictures in this report.')
+        out.append('There are no pictures in this report, as those that the run saw were not found where it says.')
     return out
 
 
