@@ -10,14 +10,14 @@ import logging
 import torch
 from tqdm.auto import tqdm
 from .clip import unit_rows
-from .devices import is_first, on_first
+from .settings import DEFAULTS, using
 
 # %% ../nbs/04a_approximate.ipynb #approximate-index
 log = logging.getLogger('reclip')
 
 
-def _index(v, seed, shared):
-    "An inverted file of the rows, and how many cells it has"
+def _index(v, seed):
+    "An inverted file of the rows; the same in every process that makes it from the same seed"
     try:
         import faiss
     except ModuleNotFoundError as e:
@@ -25,22 +25,16 @@ def _index(v, seed, shared):
             "approximate neighbours need faiss: pip install 'reclip-torch[faiss]'; or use search='exact'"
         ) from e
     faiss.omp_set_num_threads(torch.get_num_threads())
-    n, cells = len(v), max(1, min(int(4 * len(v) ** 0.5), len(v) // 40))
-
-    def trained():
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(v.shape[1]), v.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid, index.cp.seed = (
-            10,
-            1,
-            64,
-            seed,
-        )
-        index.train(v[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: 64 * cells]].numpy())
-        return faiss.serialize_index(index)
-
-    index = faiss.deserialize_index(on_first(trained) if shared else trained())  # one process looks for the centres
+    n, d = v.shape
+    cells = max(1, min(int(4 * n**0.5), n // 40))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = 64
+    index.cp.seed = seed
+    index.train(v[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: 64 * cells]].numpy())
     index.add(v.numpy())
-    return index, cells
+    return index
 
 
 def _search(index, v, rows, k):
@@ -63,45 +57,44 @@ def _true_neighbors(v, rows, k, block=64):
     return torch.cat(parts)
 
 
+def _reach(index, v, few, k, recall):
+    "Let the index search as many cells as the recall needs, measured on a few rows; the recall that it has then"
+    true = _true_neighbors(v, few, k)
+    index.nprobe = min(4, index.nlist)
+    while True:
+        hit = (true[:, :, None] == _search(index, v, few, k)[0][:, None]).any(2).float().mean().item()
+        if hit >= recall or index.nprobe >= index.nlist:
+            return hit
+        index.nprobe = min(2 * index.nprobe, index.nlist)
+
+
 def approximate_neighbors(
-    nodes,  # (n, d), unit rows
-    n_neighbors: int = 20,  # k; fewer where there are not so many other nodes
+    nodes,  # (n, d), unit rows; n >= 2
+    n_neighbors: int = DEFAULTS.n_neighbors,  # k; fewer where there are not so many other nodes
     recall: float = 0.99,  # share of true neighbours to find, in (0, 1]; measured on `sample` nodes
     sample: int = 512,  # nodes searched exactly
     block_size: int = 16_384,  # nodes in one search
-    rows: slice = slice(None),  # neighbours of these nodes only
-    shared: bool = False,  # all processes of a job call this with the same nodes: one looks for the centres
+    rows: slice = slice(None),  # neighbours of these nodes only, r of them
     seed: int = 0,  # of the centres and of the sample
-    progress: bool = False,  # show a bar; it is the first process's
-) -> tuple[torch.Tensor, torch.Tensor, float]:  # index (n, k) int64; cosine (n, k), nearest first; recall as measured
-    "Nearest neighbours by cosine from an inverted file; `ModuleNotFoundError` without faiss. A place that could not be filled holds the node itself at cosine -1"
+    progress: bool = False,  # show a bar
+) -> tuple[torch.Tensor, torch.Tensor, float]:  # index (r, k) int64; cosine (r, k), nearest first; recall as measured
+    """Nearest others by cosine from an inverted file; `ModuleNotFoundError` without faiss
+
+    A place that could not be filled holds the node itself at cosine -1."""
     if not 0 < recall <= 1:
         raise ValueError(f"recall: expected a number in (0, 1], got {recall}")
-    if n_neighbors < 1:
-        raise ValueError(f"n_neighbors: expected 1 or more, got {n_neighbors}")
+    k = using(n_neighbors=n_neighbors).n_neighbors
     nodes = nodes if isinstance(nodes, torch.Tensor) and nodes.is_floating_point() else unit_rows(nodes, 'nodes')
-    v, k = nodes.detach().float().cpu().contiguous(), min(n_neighbors, len(nodes) - 1)
-    if k < 1:
-        raise ValueError(f"nodes: a graph needs at least two, got {len(nodes)}")
-    index, cells = _index(v, seed, shared)
-    few = torch.randperm(len(v), generator=torch.Generator().manual_seed(seed + 1))[:sample]
-    true, index.nprobe = _true_neighbors(v, few, k), min(4, cells)
-    while True:
-        hit = (true[:, :, None] == _search(index, v, few, k)[0][:, None]).any(2).float().mean().item()
-        if hit >= recall or index.nprobe >= cells:
-            break
-        index.nprobe = min(2 * index.nprobe, cells)
-    log.info(
-        'neighbours of %s nodes: %s of %s cells searched, recall %.3f', f'{len(v):,}', index.nprobe, f'{cells:,}', hit
-    )
-    bar = tqdm(
-        torch.arange(len(v))[rows].split(block_size),
-        'find neighbours',
-        unit='block',
-        disable=not (progress and is_first()),
-        delay=1,
-        leave=False,
-    )
-    parts = [_search(index, v, some, k) for some in bar]
-    found, cosine = (torch.cat(o) for o in zip(*parts))
+    n = len(nodes)
+    if n < 2:
+        raise ValueError(f"nodes: a graph needs at least two, got {n}")
+    k = min(k, n - 1)
+    v = nodes.detach().float().cpu().contiguous()
+    index = _index(v, seed)
+    few = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1))[:sample]
+    hit = _reach(index, v, few, k, recall)
+    log.info('neighbours of %s nodes: %s of %s cells searched, recall %.3f', f'{n:,}', index.nprobe, index.nlist, hit)
+    parts = torch.arange(n)[rows].split(block_size)
+    bar = tqdm(parts, 'find neighbours', unit='block', disable=not progress, delay=1, leave=False)
+    found, cosine = (torch.cat(o) for o in zip(*(_search(index, v, some, k) for some in bar)))
     return found.to(nodes.device), cosine.to(nodes), hit

@@ -6,9 +6,9 @@
 __all__ = ['app', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'CsvSafe', 'Model', 'Pretrained', 'Device',
            'PrecisionOption', 'BatchSize', 'Workers', 'Cache', 'NoCache', 'MaxUnreadable', 'Seed', 'Resume',
            'Overwrite', 'Report', 'Quiet', 'Verbose', 'TrainingFree', 'ProjectionOption', 'Epochs', 'RecipeOption',
-           'Step', 'LrText', 'LrImage', 'Neighbors', 'Alpha', 'SearchOption', 'GradCheckpointing', 'Compile', 'command',
-           'Precision', 'Projection', 'Search', 'Recipe', 'adapt', 'zeroshot', 'predict', 'report', 'export', 'cache',
-           'info', 'demo', 'bench', 'main_options', 'main']
+           'Step', 'LrText', 'LrImage', 'Neighbors', 'Alpha', 'SearchOption', 'GradCheckpointing', 'Compile',
+           'RunModel', 'RunPretrained', 'command', 'Precision', 'Projection', 'Search', 'Recipe', 'adapt', 'zeroshot',
+           'predict', 'report', 'export', 'cache', 'info', 'demo', 'bench', 'main_options', 'main']
 
 # %% ../nbs/11_cli.ipynb #cli-export-imports
 import errno
@@ -18,8 +18,10 @@ import logging
 import os
 import re
 import select
+import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -99,30 +101,51 @@ def _job(function, name, args, kwargs):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)                    # on its way out: nobody need tell it
 
 # %% ../nbs/11_cli.ipynb #cli-stop
-class _Terminated(KeyboardInterrupt): "SIGTERM, which is as good as Ctrl-C"
+class _Stopped(KeyboardInterrupt):
+    "Ctrl-C, or SIGTERM, which is as good; its argument is the number of the signal"
 
 
 @contextmanager
-def _stoppable():
-    "Within a `with` block, SIGTERM raises `_Terminated`, unless somebody else has a use for it"
-    here = os.getpid()
-
-    def stop(number, _):
-        signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != here:                                          # a process that was forked from this one
-            os.kill(os.getpid(), number)
-        raise _Terminated
+def _hooked(numbers, stop, missed):
+    "Within a `with` block, signals that nobody else has a use for are handled, and so are exceptions that are lost in a destructor"
+    usual = signal.SIG_DFL, signal.default_int_handler
     try:
-        free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        if free:
-            signal.signal(signal.SIGTERM, stop)
+        before = {o: old for o in numbers if (old := signal.getsignal(o)) in usual}
+        for o in before:
+            signal.signal(o, stop)
     except ValueError:                                                   # not in the main thread
-        free = False
+        before = {}
+    hook, sys.unraisablehook = sys.unraisablehook, lambda lost: missed(lost) or hook(lost)
     try:
         yield
     finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = hook
+        for o, old in before.items():
+            signal.signal(o, old)
+
+
+@contextmanager
+def _stoppable(
+    came:list[int], # grows by the number of each signal
+):
+    "Within a `with` block, Ctrl-C and SIGTERM raise `_Stopped`, wherever they come"
+    here = os.getpid()
+
+    def stop(number, _):
+        if os.getpid() != here:
+            raise KeyboardInterrupt                                      # which ends a forked process that opens images
+        came.append(number)
+        raise _Stopped(number)
+
+    def missed(lost):
+        if not isinstance(lost.exc_value, _Stopped):
+            return False
+        again = threading.Timer(.1, os.kill, (here, lost.exc_value.args[0]))         # somebody let it fall
+        again.daemon = True
+        again.start()
+        return True
+    with _hooked((signal.SIGINT, signal.SIGTERM), stop, missed):
+        yield
 
 
 def _closed(stream):
@@ -161,29 +184,40 @@ def _check_numbers(values):
                                  f"2^63 - 1, got one of {o.bit_length()} bits")
 
 
-def _run(function, name, args, kwargs):
-    "A command, with its end"
-    try:
-        _check_numbers(kwargs)
-        with _stoppable():
-            function(*args, **kwargs) if world() == 1 else _job(function, name, args, kwargs)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except KeyboardInterrupt as e:
+def _end(error, name, output, came):
+    "Say what ended a command; its exit code, or None for an error of this package"
+    if isinstance(error, KeyboardInterrupt) or came and isinstance(error, RuntimeError):       # its processes were told too
         if is_first():
             print(f'\nreclip {name}: stopped.{_go_on(name)}', file=sys.stderr)
-        raise typer.Exit(143 if isinstance(e, _Terminated) else 130)
-    except Exception as e:
-        if isinstance(e, BrokenPipeError) and (_closed(sys.stdout) or _closed(sys.stderr)):
-            _hush(sys.stdout, sys.stderr)
-            raise typer.Exit(141)
-        if isinstance(e, typer.Exit) or not _mendable(e):
+        return 128 + (came[0] if came else signal.SIGINT)
+    if isinstance(error, BrokenPipeError) and (_closed(sys.stdout) or _closed(sys.stderr)):
+        _hush(sys.stdout, sys.stderr)
+        return 141
+    if isinstance(error, typer.Exit) or not _mendable(error):
+        return None
+    if is_first() or not getattr(error, 'alike', False):
+        _tell(name, _sentence(error, name, output))
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        _hush(sys.stdout)
+    return 2
+
+
+def _run(function, name, args, kwargs):
+    "A command, with its end"
+    came = []
+    try:
+        _check_numbers(kwargs)
+        if world() > 1:
+            _job(function, name, args, kwargs)
+        else:
+            with _stoppable(came):
+                function(*args, **kwargs)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as e:
+        code = _end(e, name, kwargs.get('output'), came)
+        if code is None:
             raise
-        if is_first() or not getattr(e, 'alike', False):
-            _tell(name, _sentence(e, name, kwargs.get('output')))
-        if isinstance(e, OSError) and e.errno in _FULL and e.filename is None:
-            _hush(sys.stdout)
-        raise typer.Exit(2)
+        raise typer.Exit(code)
 
 
 def command(
@@ -248,8 +282,9 @@ def _option(*names, group, metavar='', **settings):                      # a fla
 
 Images = Annotated[str, typer.Argument(
     metavar='IMAGES', show_default=False,
-    help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.tar` or a pattern such as '
-         '`shards-{000..009}.tar`, or a `.npy` / `.safetensors` file of features.')]
+    help='A folder (searched to the bottom), a `.txt` file with one path a line, a `.csv` with a column `path`, a `.tar` '
+         'or a pattern such as `shards-{000..009}.tar`; or features: `.npy`, `.npz`, `.safetensors`, `.parquet`, or a '
+         'folder of `Dataset.save_to_disk`.')]
 Run = Annotated[Path, typer.Argument(
     metavar='RUN', show_default=False, help='Folder that `reclip adapt` or `reclip zeroshot` wrote.')]
 Classes = Annotated[str, _option(
@@ -285,7 +320,8 @@ BatchSize = Annotated[Optional[int], _option(
     help='Most images in one forward pass. Has no influence on the result.  [default: 256, on a CPU 32; halved when '
          'memory runs out]')]
 Workers = Annotated[int, _option(
-    '--workers', '-w', group='Machine', metavar='N', min=0, help='Processes that open images.')]
+    '--workers', '-w', group='Machine', metavar='N', min=0,
+    help='Processes that open images. One picture may take 1 GB in each; larger ones are made smaller or skipped.')]
 Cache = Annotated[Optional[Path], _option(
     '--cache', group='Machine', metavar='DIR', show_default=False,
     help='Folder where features of the pretrained model stay for later runs.  [default: $RECLIP_CACHE, or the user\'s '
@@ -293,7 +329,8 @@ Cache = Annotated[Optional[Path], _option(
 NoCache = Annotated[bool, _option('--no-cache', group='Machine', help='Neither read nor keep such features.')]
 MaxUnreadable = Annotated[float, _option(
     '--max-unreadable', group='What', metavar='SHARE', min=0, max=1,
-    help='Stop if a larger share of the images cannot be opened.')]
+    help='Stop if a larger share of the images is damaged or missing. Formats that cannot be opened here do not '
+         'count.')]
 Seed = Annotated[int, _option('--seed', group='Method', metavar='N', help='Of the order of training.')]
 Resume = Annotated[bool, _option('--resume', group='Run', help='Go on with the same command where it was stopped.')]
 Overwrite = Annotated[bool, _option(
@@ -340,8 +377,8 @@ _OPENING = ('workers', 'max_unreadable', 'cache', 'no_cache', 'precision')
 
 
 def _are_features(images):
-    from reclip.images import FEATURE_SUFFIXES
-    return str(images).lower().endswith(FEATURE_SUFFIXES)
+    from reclip.features import is_features
+    return is_features(images)
 
 
 def _unused(given, images, model=None, training_free=False, epochs=None):
@@ -422,9 +459,9 @@ def adapt(
     projection:ProjectionOption=Projection.P2, epochs:Epochs=None, recipe:RecipeOption=Recipe.paper, step:Step=64,
     lr_text:LrText=1e-3, lr_image:LrImage=1e-3, neighbors:Neighbors=20, alpha:Alpha=.99,
     search:SearchOption=Search.auto, grad_checkpointing:GradCheckpointing=False, compile:Compile=False, seed:Seed=0,
-    device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None,
-    no_cache:NoCache=False, resume:Resume=False, overwrite:Overwrite=False, report:Report=False, quiet:Quiet=False,
-    verbose:Verbose=False, given=(),
+    device:Device=None, precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0,
+    cache:Cache=None, no_cache:NoCache=False, resume:Resume=False, overwrite:Overwrite=False, report:Report=False,
+    quiet:Quiet=False, verbose:Verbose=False, given=(),
 ):
     """Adapt CLIP to IMAGES and label them.
 
@@ -474,6 +511,12 @@ def zeroshot(
            device=device, precision=precision.value, encode_batch_size=batch_size, num_workers=workers,
            cache=_cache(cache, no_cache), resume=resume, overwrite=overwrite)
 
+# %% ../nbs/11_cli.ipynb #cli-run-model
+RunModel = Annotated[Optional[str], _option('--model', '-m', group='Model', metavar='NAME', show_default=False,
+    help='The model of the RUN, if it lies elsewhere now or was not named here before.  [default: what the RUN names]')]
+RunPretrained = Annotated[Optional[str], _option('--pretrained', '-p', group='Model', metavar='FILE', show_default=False,
+    help='The same for a checkpoint file.  [default: what the RUN names]')]
+
 # %% ../nbs/11_cli.ipynb #cli-others
 @command
 def predict(
@@ -484,15 +527,18 @@ def predict(
     probabilities:Annotated[Optional[Path], _option(
         '--probabilities', group='What', metavar='FILE', show_default=False,
         help='Also write all probabilities (images, classes) as a `.npy` file.')]=None,
-    max_unreadable:MaxUnreadable=.1, csv_safe:CsvSafe=False, device:Device=None,
+    max_unreadable:MaxUnreadable=.1, csv_safe:CsvSafe=False,
+    model:RunModel=None, pretrained:RunPretrained=None, device:Device=None,
     precision:PrecisionOption=Precision.float32, batch_size:BatchSize=None, workers:Workers=0, cache:Cache=None,
     no_cache:NoCache=False, overwrite:Overwrite=False, quiet:Quiet=False, verbose:Verbose=False, given=(),
 ):
     """Label new IMAGES with the model of a RUN.
 
-    Example:
+    Examples:
 
     `reclip predict RUN new_photos/ -o new.csv`
+
+    `reclip predict RUN new_photos/ -o new.csv --model local-dir:my_model`  (a RUN from elsewhere, whose model is a folder or on the hub)
     """
     _say(quiet, verbose)
     from reclip import run as runs
@@ -507,7 +553,7 @@ def predict(
     only_csv = [(['csv_safe'], f'{output} is no .csv file')] if csv_safe and output.suffix != '.csv' else []
     _note_unused(_unused(given, images) + only_csv)
     table, p, skipped = runs.predict(
-        run, images, max_unreadable, device, not quiet, _cache(cache, no_cache), precision=precision.value,
+        run, images, max_unreadable, device, not quiet, _cache(cache, no_cache), model, pretrained, precision=precision.value,
         encode_batch_size=batch_size, num_workers=workers)
     def write():
         runs.write_table(table, output, csv_safe)
@@ -545,7 +591,7 @@ def report(
     _write_report(run, labels, images, quiet, notebook)
 
 @command
-def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)]):
+def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)], model:RunModel=None, pretrained:RunPretrained=None):
     """Write the adapted image tower as a plain open_clip checkpoint, with its classifier beside it.
 
     Example:
@@ -553,7 +599,7 @@ def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='F
     `reclip export RUN exported/`
     """
     from reclip import run as runs
-    _print(str(runs.export(run, output)))
+    _print(str(runs.export(run, output, model, pretrained)))
 
 @command
 def cache(
@@ -644,8 +690,12 @@ def demo(
     if not quiet:
         _print(f'{len(images):,} handwritten digits, {len(class_names)} class names, no labels')
     (output / 'images').mkdir(parents=True)
-    for i, image in enumerate(images):
-        image.save(output / 'images' / f'{i:04}.png')
+    try:
+        for i, image in enumerate(images):
+            image.save(output / 'images' / f'{i:04}.png')
+    except BaseException:
+        shutil.rmtree(output)
+        raise
     truth = pd.Series([class_names[i] for i in labels])
     table = runs.adapt(
         output / 'images', list(class_names), output / 'run', 'demo', templates='digit', projection=projection.value,
@@ -683,4 +733,9 @@ def main():
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:                                   # somebody closed it
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
-    app()
+    try:
+        app()
+    except SystemExit as e:
+        if e.code in (130, 143):                                         # the message is out; what comes now is the noise of an end
+            _hush(sys.stderr)
+        raise

@@ -21,37 +21,45 @@ from sklearn.datasets import load_digits
 
 # %% ../nbs/00_demo.ipynb #demo-class-names
 class_names = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-templates = ('a photo of the number {}.', 'a photo of the digit {}.', 'an image of the number {}.', 'a scan of the digit {}.', 'a picture of a {}.')
+templates = (
+    'a photo of the number {}.',
+    'a photo of the digit {}.',
+    'an image of the number {}.',
+    'a scan of the digit {}.',
+    'a picture of a {}.',
+)
 
 # %% ../nbs/00_demo.ipynb #demo-fonts
-def _face(path): return path.stem.removesuffix('-Regular')
+def _face(path):
+    return path.stem.removesuffix('-Regular')
 
-def training_fonts(
-)->list[Path]: # 80 font files, sorted by family and face
+
+def training_fonts() -> list[Path]:  # 80 font files, sorted by family and face
     "The fonts that the demo model learned from; `ModuleNotFoundError` says what to install"
     found = {}
     for name in 'caladea fredoka_one hanken_grotesk lato manrope roboto source_sans_pro source_serif_pro'.split():
         spec = find_spec(f'font_{name}')
-        if spec is None: raise ModuleNotFoundError(f"font_{name} is missing: pip install 'reclip-torch[fonts]'")
+        if spec is None:
+            raise ModuleNotFoundError(f"font_{name} is missing: pip install 'reclip-torch[fonts]'")
         for path in sorted(Path(spec.submodule_search_locations[0], 'files').glob('*.[ot]tf')):
-            if 'Variable' not in path.stem: found.setdefault(path.stem, path)      # some families come as .otf and .ttf
+            if 'Variable' not in path.stem:
+                found.setdefault(path.stem, path)  # some families come as .otf and .ttf
     ours = Path(matplotlib.get_data_path(), 'fonts', 'ttf')
     return [*found.values(), *(p for p in sorted(ours.glob('DejaVuS*.ttf')) if 'Display' not in p.stem)]
 
 # %% ../nbs/00_demo.ipynb #demo-fonts-held-out-fonts
-def held_out_fonts(
-)->list[Path]: # 8 font files of two families
+def held_out_fonts() -> list[Path]:  # 8 font files of two families
     "Computer Modern and STIX, which come with Matplotlib and which the model never saw"
     names = 'cmr10 cmb10 cmss10 cmtt10 STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta'.split()
     return [Path(matplotlib.get_data_path(), 'fonts', 'ttf', f'{n}.ttf') for n in names]
 
 # %% ../nbs/00_demo.ipynb #demo-render
 def render(
-    char:str, # one character
-    font:Path, # font file
-    rng:random.Random, # decides size, place, contrast, rotation, blur
-    vary:float=0., # largest relative stretch and slant of the face
-)->tuple[Image.Image, int]: # 32 x 32 greyscale image, and the size of the type in pixels
+    char: str,  # one character
+    font: Path,  # font file
+    rng: random.Random,  # decides size, place, contrast, rotation, blur
+    vary: float = 0.0,  # largest relative stretch and slant of the face
+) -> tuple[Image.Image, int]:  # 32 x 32 greyscale image, and the size of the type in pixels
     "One character of type as a scanner might see it"
     size = rng.randint(19, 36)
     face = ImageFont.truetype(str(font), size)
@@ -59,64 +67,87 @@ def render(
     image = Image.new('L', (32, 32), 0)
     at = (32 - left - right) / 2 + rng.uniform(-3, 3), (32 - top - bottom) / 2 + rng.uniform(-3, 3)
     ImageDraw.Draw(image).text(at, char, fill=255, font=face)
-    turn, wide, slant = rng.uniform(-.14, .14), 1 + rng.uniform(-vary, vary), rng.uniform(-vary, vary)      # at most 8 degrees
+    turn, wide, slant = (
+        rng.uniform(-0.14, 0.14),
+        1 + rng.uniform(-vary, vary),
+        rng.uniform(-vary, vary),
+    )  # at most 8 degrees
     cos, sin = np.cos(turn), np.sin(turn)
-    a, b, c, d = cos / wide, cos * slant + sin, -sin / wide, cos - sin * slant                                # PIL maps the result back to the drawing
-    image = image.transform((32, 32), Image.Transform.AFFINE, (a, b, 16 - 16 * (a + b), c, d, 16 - 16 * (c + d)), Image.Resampling.BICUBIC)
-    if rng.random() < .4: image = image.filter(ImageFilter.GaussianBlur(rng.uniform(.3, 1.)))
-    dark, light = rng.uniform(0, .25), rng.uniform(.75, 1)
+    a, b, c, d = (
+        cos / wide,
+        cos * slant + sin,
+        -sin / wide,
+        cos - sin * slant,
+    )  # PIL maps the result back to the drawing
+    image = image.transform(
+        (32, 32), Image.Transform.AFFINE, (a, b, 16 - 16 * (a + b), c, d, 16 - 16 * (c + d)), Image.Resampling.BICUBIC
+    )
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    dark, light = rng.uniform(0, 0.25), rng.uniform(0.75, 1)
     grey = dark + (light - dark) * np.asarray(image, np.float32) / 255
     return Image.fromarray((255 * grey).astype(np.uint8)), size
 
 # %% ../nbs/00_demo.ipynb #demo-render-typeset
 def typeset(
-    n:int, # images
-    fonts:list[Path], # font files to draw from
-    chars:str='0123456789', # characters to draw from
-    seed:int=0, # of everything random
-)->tuple[list[Image.Image], torch.Tensor]: # n images; (n,) int64, the position of each in `chars`
+    n: int,  # images
+    fonts: list[Path],  # font files to draw from
+    chars: str = '0123456789',  # characters to draw from
+    seed: int = 0,  # of everything random
+) -> tuple[list[Image.Image], torch.Tensor]:  # n images; (n,) int64, the position of each in `chars`
     "Images of type, with their labels"
     rng = random.Random(seed)
     labels = [rng.randrange(len(chars)) for _ in range(n)]
     return [render(chars[i], rng.choice(fonts), rng)[0] for i in labels], torch.tensor(labels)
 
 # %% ../nbs/00_demo.ipynb #demo-demo-clip
-CONFIG = dict(embed_dim=64, vision_cfg=dict(image_size=32, patch_size=4, layers=4, width=64, head_width=16),
-              text_cfg=dict(context_length=77, vocab_size=49408, layers=4, width=64, heads=4))
+CONFIG = dict(
+    embed_dim=64,
+    vision_cfg=dict(image_size=32, patch_size=4, layers=4, width=64, head_width=16),
+    text_cfg=dict(context_length=77, vocab_size=49408, layers=4, width=64, heads=4),
+)
 WEIGHTS = Path(find_spec('reclip').origin).with_name('demo.safetensors')
 
-def demo_preprocess(
-): # PIL image -> (3, 32, 32) float32
+
+def demo_preprocess():  # PIL image -> (3, 32, 32) float32
     "open_clip's own evaluation transform: resize, crop, RGB, to [-1, 1]"
-    return open_clip.image_transform(32, is_train=False, mean=(.5, .5, .5), std=(.5, .5, .5))
+    return open_clip.image_transform(32, is_train=False, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 # %% ../nbs/00_demo.ipynb #demo-demo-clip-demo-clip
 def demo_clip(
-    device:str|torch.device='cpu', # where to put the model
-)->tuple: # `(model, preprocess, tokenizer)`, the model in evaluation mode
+    device: str | torch.device = 'cpu',  # where to put the model
+) -> tuple:  # `(model, preprocess, tokenizer)`, the model in evaluation mode
     "The CLIP that ships with this package: it learned type and has never seen handwriting"
     state = load_file(WEIGHTS)
     rows, words = state.pop('token_embedding.rows'), state.pop('token_embedding.words')
     table = torch.zeros(CONFIG['text_cfg']['vocab_size'], rows.shape[1])
     table[words] = rows
-    with torch.random.fork_rng(devices=[]):     # building a model draws random numbers; leave the caller's generator alone
+    with torch.random.fork_rng(devices=[]):  # building a model draws random numbers; leave the caller's generator alone
         model = open_clip.CLIP(**CONFIG)
     model.load_state_dict(state | {'token_embedding.weight': table})
     return model.to(device).eval(), demo_preprocess(), open_clip.SimpleTokenizer()
 
 # %% ../nbs/00_demo.ipynb #demo-demo-digits
-def demo_digits(
-)->tuple[list[Image.Image], torch.Tensor]: # 1,797 greyscale images of 8 x 8; labels (1797,) int64, for scoring only
+def demo_digits() -> tuple[
+    list[Image.Image], torch.Tensor
+]:  # 1,797 greyscale images of 8 x 8; labels (1797,) int64, for scoring only
     "scikit-learn's handwritten digits: the domain that the demo model does not know"
     data = load_digits()
-    return [Image.fromarray((o * (255 / 16)).astype(np.uint8)) for o in data.images], torch.from_numpy(data.target).long()
+    return [Image.fromarray((o * (255 / 16)).astype(np.uint8)) for o in data.images], torch.from_numpy(
+        data.target
+    ).long()
 
 # %% ../nbs/00_demo.ipynb #demo-demo-digits-demo-mnist
 def demo_mnist(
-    folder:str|Path|None=None, # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
-)->tuple[list[Image.Image], torch.Tensor]: # greyscale images of 28 x 28; labels (N,) int64, for scoring only
+    folder: str
+    | Path
+    | None = None,  # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
+) -> tuple[list[Image.Image], torch.Tensor]:  # greyscale images of 28 x 28; labels (N,) int64, for scoring only
     "MNIST's test split as a second strange domain; `FileNotFoundError` says where it was looked for"
     path = Path(folder or os.environ.get('RECLIP_DATA', '.'), 'mnist_test.npz')
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: set RECLIP_DATA to the folder that holds mnist_test.npz, or pass it as `folder`")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: set RECLIP_DATA to the folder that holds mnist_test.npz, or pass it as `folder`"
+        )
     with np.load(path, allow_pickle=False) as data:
         return [Image.fromarray(o) for o in data['images']], torch.from_numpy(data['labels']).long()

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'is_first', 'alone', 'default_device', 'share', 'ProcessEnded', 'alike', 'leave', 'everyone',
-           'together', 'on_first', 'node_first', 'from_first', 'gather_rows', 'with_own', 'add_up']
+           'together', 'short_sockets', 'on_first', 'node_first', 'gather_rows', 'from_first', 'split', 'with_own',
+           'add_up']
 
 # %% ../nbs/12_devices.ipynb #devices-export-imports
+import multiprocessing.util
 import os
 import pickle
 import re
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -83,28 +86,27 @@ def alike(
 
 @cache
 def _job():
-    "accelerate's state of this job; processes without a GPU of their own talk over gloo, others over NCCL"
+    "accelerate's state of this job and its tools; processes without a GPU each talk over gloo, others over NCCL"
     import torch
 
     try:
-        from accelerate import PartialState
+        from accelerate import PartialState, utils
     except ImportError as e:
         raise alike(ValueError("more than one process needs accelerate: pip install 'reclip-torch[devices]'")) from e
-    return PartialState(
-        cpu=torch.cuda.device_count() < int(os.environ.get('LOCAL_WORLD_SIZE', world())), timeout=timedelta(hours=6)
-    )  # of one waiting for another
+    few = torch.cuda.device_count() < int(os.environ.get('LOCAL_WORLD_SIZE', world()))
+    return PartialState(cpu=few, timeout=timedelta(hours=6)), utils  # hours of one waiting for another
 
 
 def leave():
     "Say goodbye to the other processes, at the end of all work"
     if _job.cache_info().currsize:
-        _job().destroy_process_group()
+        _job()[0].destroy_process_group()
         _job.cache_clear()
 
 
 @contextmanager
 def _connected():
-    "The job, and `ProcessEnded` instead of what the network says when one of its processes is gone"
+    "The job and the tools, and `ProcessEnded` instead of what the network says when one of its processes is gone"
     import torch
 
     try:
@@ -113,9 +115,8 @@ def _connected():
         if isinstance(e, torch.cuda.OutOfMemoryError):
             raise
         why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()
-        raise ProcessEnded(
-            f"another process of this job has ended ({why[:160]}); see its message or the launcher's"
-        ) from e
+        told = f"another process of this job has ended ({why[:160]}); see its message or the launcher's"
+        raise ProcessEnded(told) from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
@@ -124,10 +125,8 @@ def everyone(
     "What each process has, known to all"
     if world() == 1:
         return [value]
-    with _connected():
-        from accelerate.utils import gather_object
-
-        return gather_object([value])
+    with _connected() as (_, tools):
+        return tools.gather_object([value])
 
 
 def _try(run):
@@ -150,10 +149,26 @@ def together(
     if world() == 1:
         return run()
     result, error = _try(run)
-    errors = [e for e in everyone(error) if e is not None]
-    if errors:
+    if errors := [e for e in everyone(error) if e is not None]:
         raise alike(errors[0])
     return result
+
+# %% ../nbs/12_devices.ipynb #devices-sockets
+def short_sockets(
+    longest:int=60, # bytes of the folder's path; a socket may have about a hundred, and has a name in a folder of its own
+):
+    "See that sockets between processes of this machine find room; `ValueError` if no folder has a path short enough"
+    if os.name != 'posix' or len(os.fsencode(tempfile.gettempdir())) <= longest:
+        return
+    short = next((o for o in ('/tmp', '/var/tmp', '/dev/shm') if os.access(o, os.W_OK | os.X_OK)), None)
+    if short is None:
+        raise ValueError(f"TMPDIR: {tempfile.gettempdir()} is too long for the sockets between processes; name a shorter folder, "
+                         "or open images in this process (num_workers=0, --workers 0)")
+    was, tempfile.tempdir = tempfile.tempdir, short
+    try:
+        multiprocessing.util.get_temp_dir()                              # is chosen once, for this process and its children
+    finally:
+        tempfile.tempdir = was
 
 # %% ../nbs/12_devices.ipynb #devices-first
 def on_first(
@@ -163,10 +178,8 @@ def on_first(
     if world() == 1:
         return run()
     told = [_try(run) if is_first() else None]
-    with _connected():
-        from accelerate.utils import broadcast_object_list
-
-        result, error = broadcast_object_list(told)[0]
+    with _connected() as (_, tools):
+        result, error = tools.broadcast_object_list(told)[0]
     if error is not None:
         raise alike(error)
     return result
@@ -183,22 +196,6 @@ def node_first(
     rest = together(lambda: None if begins else run())
     return result if begins else rest
 
-# %% ../nbs/12_devices.ipynb #devices-from-first
-def from_first(
-    x,  # tensor of the first process; what others pass is not looked at
-) -> object:  # the tensor, the same on all; on the CPU of others if it was on the first's CPU, else on their device
-    "A tensor of the first process, on all"
-    if world() == 1:
-        return x
-    shape, dtype, where = on_first(lambda: (tuple(x.shape), x.dtype, x.device.type))
-    import torch
-
-    with _connected() as job:
-        from accelerate.utils import broadcast
-
-        y = x.detach().to(job.device).contiguous() if is_first() else torch.empty(shape, dtype=dtype, device=job.device)
-        return broadcast(y).to(default_device() if where == 'cuda' else 'cpu')
-
 # %% ../nbs/12_devices.ipynb #devices-tensors
 def gather_rows(
     x,  # (n of this process, ...) tensor; or None, if it has no rows and `n` is not given
@@ -209,29 +206,42 @@ def gather_rows(
         return x
     import torch
 
-    def size(process):
-        mine = share(n, process)
-        return mine.stop - mine.start
-
-    about = (
-        everyone(None if x is None else (len(x), x.shape[1:], x.dtype))
-        if n is None
-        else [(size(o), x.shape[1:], x.dtype) for o in range(world())]
-    )
-    known = [o for o in about if o is not None]
-    if not known:
+    mine = None if x is None else (len(x), x.shape[1:], x.dtype)
+    about = everyone(mine) if n is None else [(len(range(n)[share(n, o)]), *mine[1:]) for o in range(world())]
+    if not (known := [o for o in about if o is not None]):
         return None
-    counts, (_, shape, dtype) = [0 if o is None else o[0] for o in about], known[0]
-    with _connected() as job:
-        from accelerate.utils import broadcast
-
+    counts = [0 if o is None else o[0] for o in about]
+    _, shape, dtype = known[0]
+    with _connected() as (job, tools):
         rows = torch.empty(sum(counts), *shape, dtype=dtype, device=job.device)
         for process, part in enumerate(rows.split(counts)):  # each part travels straight to its place
             if process == rank() and x is not None:
                 part.copy_(x.detach())
             if counts[process]:
-                broadcast(part, process)
+                tools.broadcast(part, process)
     return rows.to(job.device if x is None else x.device)
+
+
+def from_first(
+    x,  # tensor of the first process; what others pass is not looked at
+) -> object:  # the tensor, the same on all; on the CPU of others if it was on the first's CPU, else on their device
+    "A tensor of the first process, on all"
+    if world() == 1:
+        return x
+    where = on_first(lambda: x.device.type)
+    return gather_rows(x[None] if is_first() else None)[0].to(default_device() if where == 'cuda' else 'cpu')
+
+# %% ../nbs/12_devices.ipynb #devices-split
+def split(
+    fn: Callable,  # slice of rows -> a tensor, or a tuple of tensors, with some rows for that slice; works by itself
+    n: int,  # rows in all
+) -> object:  # what `fn` gives, rows of all processes in order, on every process
+    "Each process does its share; an error on one is raised on all"
+    if world() == 1:
+        return fn(slice(0, n))
+    mine = share(n)  # before `together`, where each is alone
+    found = together(lambda: fn(mine))
+    return tuple(gather_rows(o) for o in found) if isinstance(found, tuple) else gather_rows(found)
 
 # %% ../nbs/12_devices.ipynb #devices-gradients
 def with_own(
@@ -241,10 +251,9 @@ def with_own(
     "Rows of all processes, of which the own ones carry gradients"
     if world() == 1:
         return x
-    import torch
-
-    mine = share(len(rows))
-    return torch.cat([rows[: mine.start], x, rows[mine.stop :]])
+    rows = rows.clone()
+    rows[share(len(rows))] = x
+    return rows
 
 
 def add_up(
@@ -255,9 +264,7 @@ def add_up(
         return
     import torch
 
-    with _connected() as job:
-        from accelerate.utils import reduce
-
-        flat = reduce(torch.cat([t.detach().flatten().to(job.device) for t in tensors]), 'sum')
+    with _connected() as (job, tools):
+        flat = tools.reduce(torch.cat([t.detach().flatten().to(job.device) for t in tensors]), 'sum')
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
         t.detach().copy_(part.view_as(t))

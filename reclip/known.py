@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from .clip import UnreadableImage, open_image
 from .images import ImageFiles, Place, find_images, read_path
+from .pictures import UnreadableImage, open_image
 
 # %% ../nbs/09b_known.ipynb #known-files
 def _bytes(place):

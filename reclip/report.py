@@ -19,7 +19,9 @@ import matplotlib.style
 from PIL import Image
 from tqdm.auto import tqdm
 from .files import whole_file
+from .folders import hold
 from .images import show_path
+from .kept import recover_run
 from .labels import read_labels
 from .report_data import RunData, open_run
 from .report_figures import Picture, embedding_map, history_figure, map_note
@@ -29,7 +31,7 @@ from .report_pictures import contact_sheet, duplicates_sheet, least_sure, near_d
 from .report_scores import accuracies, calibration, confusion, recalls, reliability_figure, scores
 from .report_tables import HTML, PAGE, STYLE, TEMPLATES, class_counts, fill, many, moves
 from .report_tables import settings_table, skipped_table, style
-from .run import log
+from .run import log, read_run
 
 # %% ../nbs/10_report.ipynb #report-names
 _all_ = [
@@ -138,18 +140,8 @@ def _absolute(path):
     return os.path.abspath(path) if isinstance(path, (str, os.PathLike)) else [os.path.abspath(o) for o in path]
 
 
-def write_report(
-    folder: str | os.PathLike,  # of a finished run
-    labels: str | os.PathLike | None = None,  # for scoring, see read_labels
-    images=None,  # where the images are now, if they have moved
-    *,
-    notebook: bool = False,  # also write `report.ipynb`, with the calls that made each part
-    progress: bool = True,  # show a bar
-) -> Path:  # `report.html` in the run's folder
-    "Make the report of a run; `ValueError` or `FileNotFoundError` if the run or the labels cannot be read"
-    if notebook and find_spec('nbformat') is None:
-        raise ValueError("notebook: a report.ipynb needs nbformat: pip install 'reclip-torch[notebook]'")
-    folder = Path(folder).absolute()
+def _write(folder, labels, images, notebook, progress):
+    "The same as write_report, in a run that is held"
     d = open_run(folder, labels, images)
     log.info('writing the report')
     parts = parts_for(d)
@@ -165,3 +157,25 @@ def write_report(
     with whole_file(folder / 'report.html') as p:
         p.write_text(_page(parts, made, about), encoding='utf-8')
     return folder / 'report.html'
+
+
+def write_report(
+    folder: str | os.PathLike,  # of a finished run
+    labels: str | os.PathLike | None = None,  # for scoring, see read_labels
+    images=None,  # where the images are, if not where the run saw them; see find_images
+    *,
+    notebook: bool = False,  # also write `report.ipynb`, with the calls that made each part
+    progress: bool = True,  # show a bar
+) -> Path:  # `report.html` in the run's folder
+    """Make the report of a run
+
+    `ValueError` or `FileNotFoundError` if the run or the labels cannot be read, `BlockingIOError` while another
+    process writes to the run.
+    """
+    if notebook and find_spec('nbformat') is None:
+        raise ValueError("notebook: a report.ipynb needs nbformat: pip install 'reclip-torch[notebook]'")
+    read_run(folder)  # else nothing is held, which would make a file beside it
+    place = os.path.realpath(folder)
+    with hold(place):
+        recover_run(place)
+        return _write(Path(folder).absolute(), labels, images, notebook, progress)

@@ -11,8 +11,8 @@ from io import BytesIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .clip import UnreadableImage
 from .graph import nearest_neighbors
+from .pictures import UnreadableImage
 from .report_data import RunData
 from .report_tables import HTML, fill, many
 

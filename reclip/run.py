@@ -4,83 +4,82 @@
 
 # %% auto #0
 __all__ = ['log', 'METHODS', 'check_table_path', 'write_array', 'write_table', 'read_table', 'is_csv_safe', 'read_predictions',
-           'predictions', 'partial_folder', 'is_run', 'read_run', 'machine', 'adapt', 'predict', 'info', 'export']
+           'predictions', 'read_run', 'machine', 'adapt', 'predict', 'info', 'export']
 
 # %% ../nbs/09_run.ipynb #run-export-imports
 import json
 import logging
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
+from errno import EDQUOT, EFBIG, ENOSPC
 from importlib.util import find_spec
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import open_clip
 import pandas as pd
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from .adapt import ReCLIP, fingerprint
-from .cache import encode_cached, image_digests
+from .adapt import ReCLIP
+from .cache import encode_cached, image_digests, model_digests
 from .clip import PRECISIONS
-from .devices import default_device, from_first, is_first, node_first, on_first, together, world
-from .files import parse_json, read_json, regular_file, whole_file
-from .images import FEATURE_SUFFIXES, ImageFiles, Skipped, encode_readable, find_images, read_features, show_path
+from .devices import alike, default_device, from_first, is_first, node_first, on_first, together, world
+from .features import is_features, read_features
+from .files import read_json, regular_file, whole_file, write_json
+from .folders import check_place, check_writable, discard, hold, recover, whole_folder
+from .images import ImageFiles, Skipped, encode_readable, find_images, show_path
+from .pictures import UnreadableImage
 from .graph import SEARCHES
+from .kept import CannotGoOn, Seen, begin, finish, is_run, mend_run, pack_digests, partial_folder, read_begun
+from .kept import read_digests, read_tensors, recover_run, row_digests, same_images, same_model, split_digests
+from .kept import write_tensors
 from .lists import exact_cell, safe_cell
 from .notes import note, noting
 from .projection import PROJECTIONS, projection_basis
 from .pseudolabel import scores_to_confidence
 from .selftrain import RECIPES, TrainingState, borrowed
+from .trust import settled_model
 from .words import read_classes, read_templates
 from .zeroshot import check_class_names, check_templates
 
-# %% ../nbs/09_run.ipynb #run-write-whole
+# %% ../nbs/09_run.ipynb #run-tables
 log = logging.getLogger('reclip')
 
-def _json(path, value):
-    with whole_file(path) as p: p.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding='utf-8')
 
-def _tensors(path, tensors, **metadata):
-    with whole_file(path) as p: p.write_bytes(to_bytes({k: v.contiguous() for k, v in tensors.items()}, {k: json.dumps(v) for k, v in metadata.items()}))
-
-def _read_tensors(path):
-    "Tensors and metadata"
-    try:
-        with safe_open(path, 'pt') as file: return {k: file.get_tensor(k) for k in file.keys()}, {k: parse_json(v, k) for k, v in (file.metadata() or {}).items()}
-    except (SafetensorError, ValueError) as e: raise ValueError(f"{path} is damaged ({e}); begin again with overwrite=True (--overwrite)") from e
-
-# %% ../nbs/09_run.ipynb #run-tables
 def check_table_path(
-    path:str|os.PathLike, # where a table shall be
-    kinds:Sequence[str]=('.csv', '.jsonl', '.parquet'), # suffixes that it may have
+    path: str | os.PathLike,  # where a table shall be
+    kinds: Sequence[str] = ('.csv', '.jsonl', '.parquet'),  # suffixes that it may have
 ):
     "`ValueError`, `FileNotFoundError` or `OSError` before the work, rather than after it"
     path = Path(path)
-    if path.suffix not in kinds: raise ValueError(f"{path}: expected a name that ends in {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
-    if not path.parent.is_dir(): raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
-    if path.suffix == '.parquet' and not any(map(find_spec, ('pyarrow', 'fastparquet'))): raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow; or name a .csv or .jsonl file")
-    try: tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as e: raise OSError(f"{path.parent} cannot be written to ({e.strerror}); name another folder") from e
+    if path.suffix not in kinds:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(', '.join(kinds).rsplit(', ', 1))}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not there; make the folder first")
+    if path.suffix == '.parquet' and not any(map(find_spec, ('pyarrow', 'fastparquet'))):
+        raise ValueError(f"{path}: writing Parquet needs pyarrow: pip install pyarrow; or name a .csv or .jsonl file")
+    check_writable(path.parent)
+
 
 def write_array(
-    array, # of numbers
-    path:str|os.PathLike, # `.npy`
+    array,  # of numbers
+    path: str | os.PathLike,  # `.npy`
 ):
     "An array as a file, whole or not at all"
-    with whole_file(path) as p, open(p, 'wb') as file: np.save(file, array, allow_pickle=False)
+    with whole_file(path) as p, open(p, 'wb') as file:
+        np.save(file, array, allow_pickle=False)
+
 
 def write_table(
-    table:pd.DataFrame, # rows
-    path:str|os.PathLike, # `.csv`, `.jsonl` (one JSON object a line) or `.parquet` (needs pyarrow)
-    csv_safe:bool=False, # in a `.csv`, put an apostrophe before cells that a spreadsheet would run as a formula, see safe_cell
-)->Path: # where it is
+    table: pd.DataFrame,  # rows
+    path: str | os.PathLike,  # `.csv`, `.jsonl` (one JSON object a line) or `.parquet` (needs pyarrow)
+    csv_safe: bool = False,  # in a `.csv`, put an apostrophe before cells that a spreadsheet would run as a formula, see safe_cell
+) -> Path:  # where it is
     "A table as a file, whole or not at all; `ValueError` for another suffix, or without a Parquet writer"
     path = Path(path)
     check_table_path(path)
@@ -93,15 +92,17 @@ def write_table(
             table.to_parquet(p, index=False)
     return path
 
+
 def _each_text(change, table):
     "A table with another text in each cell of text"
     return table.map(lambda o: change(o) if isinstance(o, str) else o)
 
+
 def read_table(
-    path:str|os.PathLike, # `.csv`
-    columns:dict[str, type], # those it must have, and what is in each: `str`, `int`, `float` or `bool`
-    csv_safe:bool=False, # as it was written
-)->pd.DataFrame: # these columns, and others that are there
+    path: str | os.PathLike,  # `.csv`
+    columns: dict[str, type],  # those it must have, and what is in each: `str`, `int`, `float` or `bool`
+    csv_safe: bool = False,  # as it was written
+) -> pd.DataFrame:  # these columns, and others that are there
     "A table as it was written: words stay words, also `007` and `None`; `ValueError` if it is damaged, lacks a column or holds something else in it"
     try:
         table = pd.read_csv(regular_file(path), keep_default_na=False, dtype=columns)
@@ -117,309 +118,676 @@ def read_table(
         raise ValueError(f"{path} is damaged: column {endless[0]} holds numbers that are not finite")
     return _each_text(exact_cell, table) if csv_safe else table
 
+
 def is_csv_safe(
-    folder:str|os.PathLike, # of a finished run
-)->bool: # as the run was asked to write them
+    folder: str | os.PathLike,  # of a finished run
+) -> bool:  # as the run was asked to write them
     "Whether the tables of a run have apostrophes before cells that a spreadsheet would run"
     about = read_json(Path(folder) / 'config.json')
     about = about.get('run') if isinstance(about, dict) else None
     return isinstance(about, dict) and about.get('csv_safe') is True
 
+
 def read_predictions(
-    folder:str|os.PathLike, # of a finished run
-)->pd.DataFrame: # one row per image
+    folder: str | os.PathLike,  # of a finished run
+) -> pd.DataFrame:  # one row per image
     "`predictions.csv` as it was written; `ValueError` if it is damaged"
-    path, words = Path(folder) / 'predictions.csv', ('path', 'label', 'zero_shot_label', 't_label', 'v_label', 'propagated_label')
+    path, words = (
+        Path(folder) / 'predictions.csv',
+        ('path', 'label', 'zero_shot_label', 't_label', 'v_label', 'propagated_label'),
+    )
     columns = dict(confidence=float, probability=float, changed=bool) | dict.fromkeys(words, str)
     table = read_table(path, columns, is_csv_safe(folder))
     if not len(table) or (table.label == '').any():
         raise ValueError(f"{path} is damaged: expected rows with a label in each")
     return table.assign(propagated_label=table.propagated_label.replace('', None))
 
+
 def predictions(
-    clip:ReCLIP, # fitted
-    names:Sequence[str], # (N,) of the images
-)->pd.DataFrame: # N rows
+    clip: ReCLIP,  # fitted
+    names: Sequence[str],  # (N,) of the images
+) -> pd.DataFrame:  # N rows
     "What a fitted ReCLIP says about each image of its fit"
     shown = [o if isinstance(o, str) else o[0] for o in clip.class_names]
-    def words(labels): return [shown[i] if i >= 0 else None for i in labels.tolist()]
-    return pd.DataFrame(dict(
-        path=[show_path(o) for o in names], label=words(clip.labels_), confidence=clip.confidence_.double().numpy().round(4), probability=clip.probability_.double().numpy().round(4),
-        zero_shot_label=words(clip.zero_shot_labels_), changed=(clip.labels_ != clip.zero_shot_labels_).tolist(),
-        t_label=words(clip.t_labels_), v_label=words(clip.v_labels_), propagated_label=words(clip.first_pseudo_labels_)))
+
+    def words(labels):
+        return [shown[i] if i >= 0 else None for i in labels.tolist()]
+
+    return pd.DataFrame(
+        dict(
+            path=[show_path(o) for o in names],
+            label=words(clip.labels_),
+            confidence=clip.confidence_.double().numpy().round(4),
+            probability=clip.probability_.double().numpy().round(4),
+            zero_shot_label=words(clip.zero_shot_labels_),
+            changed=(clip.labels_ != clip.zero_shot_labels_).tolist(),
+            t_label=words(clip.t_labels_),
+            v_label=words(clip.v_labels_),
+            propagated_label=words(clip.first_pseudo_labels_),
+        )
+    )
 
 # %% ../nbs/09_run.ipynb #run-checks
 METHODS = ('adapt', 'training-free', 'zeroshot')
 
+
 def _check_settings(clip):
     "`ValueError` for a setting that would fail later"
+
     def one_of(name, known):
-        if (value := getattr(clip, name)) not in known: raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if (value := getattr(clip, name)) not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
     def number(name, low, kind=(int, float), none=False, high=None):
         value, high = getattr(clip, name), high or (2**31 - 1 if kind is int else 3e38)
         if not (none and value is None) and not (isinstance(value, kind) and low <= value <= high):
-            raise ValueError(f"{name}: expected {'a whole' if kind is int else 'a'} number from {low} to {high:,}, got {value!r}")
-    one_of('projection', PROJECTIONS); one_of('recipe', RECIPES); one_of('precision', PRECISIONS); one_of('search', SEARCHES)
-    if clip.search == 'approximate' and find_spec('faiss') is None: raise ValueError("search: 'approximate' needs faiss: pip install 'reclip-torch[faiss]'; or use 'exact'")
-    for name in ('n_neighbors', 'batch_size'): number(name, 1, int)
-    for name in ('max_iter', 'encode_batch_size'): number(name, 1, int, none=True)
+            raise ValueError(
+                f"{name}: expected {'a whole' if kind is int else 'a'} number from {low} to {high:,}, got {value!r}"
+            )
+
+    one_of('projection', PROJECTIONS)
+    one_of('recipe', RECIPES)
+    one_of('precision', PRECISIONS)
+    one_of('search', SEARCHES)
+    if clip.search == 'approximate' and find_spec('faiss') is None:
+        raise ValueError("search: 'approximate' needs faiss: pip install 'reclip-torch[faiss]'; or use 'exact'")
+    for name in ('n_neighbors', 'batch_size'):
+        number(name, 1, int)
+    for name in ('max_iter', 'encode_batch_size'):
+        number(name, 1, int, none=True)
     number('epochs', 0, int, none=True)
     number('num_workers', 0, int, high=1024)
-    number('seed', -2**63, int, high=2**63 - 1)
+    number('seed', -(2**63), int, high=2**63 - 1)
     number('logit_scale', 1e-6)
-    if not isinstance(clip.alpha, (int, float)) or not 0 < clip.alpha < 1: raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {clip.alpha!r}")
-    for name in ('lr_text', 'lr_image', 'momentum', 'weight_decay', 'tol', 'keep_images'): number(name, 0)
+    if not isinstance(clip.alpha, (int, float)) or not 0 < clip.alpha < 1:
+        raise ValueError(f"alpha: expected a number between 0 and 1, both excluded, got {clip.alpha!r}")
+    for name in ('lr_text', 'lr_image', 'momentum', 'weight_decay', 'tol', 'keep_images'):
+        number(name, 0)
 
-def partial_folder(
-    output:str|os.PathLike, # where the run shall be
-)->Path: # where it is while work goes on
-    "`NAME.partial` beside `NAME`"
-    output = Path(output)
-    if output.name in ('', '..'): output = Path(os.path.abspath(output))          # `.` has no name of its own
-    return output.parent / f'{output.name}.partial'
-
-def is_run(
-    folder:str|os.PathLike, # any path
-)->bool: # whether a run left it
-    "Whether a folder holds a finished run"
-    return all((Path(folder) / o).is_file() for o in ('config.json', 'predictions.csv', 'adapted.safetensors'))
 
 _NUMBER, _MAYBE = (int, float), type(None)
-_CONFIG = dict(history=list, versions=dict,
-    settings=dict(model=str, pretrained=(str, _MAYBE), class_names=list, templates=list, descriptions=(list, _MAYBE), projection=str, recipe=str, precision=str, seed=int, batch_size=int, n_neighbors=int, alpha=_NUMBER, lr_text=_NUMBER, lr_image=_NUMBER, momentum=_NUMBER),
-    run=dict(method=str, begun=dict, images=(str, list), features=bool, classes=list, n_images=int, n_skipped=int, n_unreadable=int, started=str, machine=dict(device=str, gpu=(str, _MAYBE)), seconds=dict(encode=_NUMBER, fit=_NUMBER, total=_NUMBER)))
+_CONFIG = dict(
+    history=list,
+    versions=dict,
+    settings=dict(
+        model=str,
+        pretrained=(str, _MAYBE),
+        class_names=list,
+        templates=list,
+        descriptions=(list, _MAYBE),
+        projection=str,
+        recipe=str,
+        precision=str,
+        seed=int,
+        batch_size=int,
+        n_neighbors=int,
+        alpha=_NUMBER,
+        lr_text=_NUMBER,
+        lr_image=_NUMBER,
+        momentum=_NUMBER,
+    ),
+    run=dict(
+        method=str,
+        begun=dict,
+        images=(str, list),
+        features=bool,
+        classes=list,
+        n_images=int,
+        n_skipped=int,
+        n_unreadable=int,
+        started=str,
+        machine=dict(device=str, gpu=(str, _MAYBE)),
+        seconds=dict(encode=_NUMBER, fit=_NUMBER, total=_NUMBER),
+    ),
+)
+
 
 def _unlike(value, kind, name=''):
     "What is wrong with a value that should have types as `kind` has, or None"
-    if value is ...: return f'{name} is missing'
-    if not isinstance(value, dict if isinstance(kind, dict) else kind): return f'{name or "it"} is {repr(value)[:80]}'
-    return next((o for k, v in kind.items() if (o := _unlike(value.get(k, ...), v, f'{name}.{k}'.lstrip('.')))), None) if isinstance(kind, dict) else None
+    if value is ...:
+        return f'{name} is missing'
+    if not isinstance(value, dict if isinstance(kind, dict) else kind):
+        return f'{name or "it"} is {repr(value)[:80]}'
+    return (
+        next((o for k, v in kind.items() if (o := _unlike(value.get(k, ...), v, f'{name}.{k}'.lstrip('.')))), None)
+        if isinstance(kind, dict)
+        else None
+    )
+
 
 def _contradiction(settings, about):
     "What is wrong with the values of a `config.json` whose types are right, or None"
-    try: names, _ = check_class_names(settings['class_names']), check_templates(settings['templates'])
-    except (ValueError, TypeError) as e: return str(e)
-    if about['classes'] != [o[0] for o in names]: return 'run.classes are not those of settings.class_names'
-    if about['method'] not in METHODS: return f"run.method is {about['method']!r}"
-    return None if isinstance(about['images'], str) or all(isinstance(o, str) for o in about['images']) else 'run.images are not paths'
+    try:
+        names, _ = check_class_names(settings['class_names']), check_templates(settings['templates'])
+    except (ValueError, TypeError) as e:
+        return str(e)
+    if about['classes'] != [o[0] for o in names]:
+        return 'run.classes are not those of settings.class_names'
+    if about['method'] not in METHODS:
+        return f"run.method is {about['method']!r}"
+    return (
+        None
+        if isinstance(about['images'], str) or all(isinstance(o, str) for o in about['images'])
+        else 'run.images are not paths'
+    )
+
 
 def _no_notes(notes):
     "What is wrong with the notes of a `config.json`, or None"
     return None if isinstance(notes, list) and all(isinstance(o, str) for o in notes) else 'notes are not sentences'
 
+
 def read_run(
-    run:str|os.PathLike, # folder of a finished run
-)->dict: # its `config.json`
-    "What a run says about itself; `FileNotFoundError` or `ValueError` if it is not a whole run"
+    run: str | os.PathLike,  # folder of a finished run
+) -> dict:  # its `config.json`
+    "What a run says about itself; `FileNotFoundError` or `ValueError` if it is not a whole run. What a kill left is put right"
     run = Path(run)
+    mend_run(run)
     if not is_run(run):
-        more = f"; {partial_folder(run)} is unfinished: repeat what began it with resume=True (--resume)" if partial_folder(run).exists() else ''
-        raise FileNotFoundError(f"{run} is not a finished run of reclip (it needs config.json, predictions.csv and adapted.safetensors){more}")
-    try: config = read_json(run / 'config.json')
-    except ValueError as e: raise ValueError(f"{run / 'config.json'} is damaged: {e}") from e
-    wrong = _unlike(config, _CONFIG) or _contradiction(config['settings'], config['run']) or _no_notes(config.get('notes', []))
-    if wrong: raise ValueError(f"{run / 'config.json'} does not describe a run: {wrong}")
+        work = partial_folder(run)
+        more = f"; {work} is unfinished: repeat what began it with resume=True (--resume)" if work.exists() else ''
+        raise FileNotFoundError(
+            f"{run} is not a finished run of reclip (it needs config.json, predictions.csv and adapted.safetensors){more}"
+        )
+    return _read_config(run)
+
+
+def _read_config(run):
+    "What a run says about itself, as it is"
+    path = run / 'config.json'
+    try:
+        config = read_json(path)
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}") from e
+    wrong = _unlike(config, _CONFIG) or _contradiction(config['settings'], config['run'])
+    wrong = wrong or _no_notes(config.setdefault('notes', []))  # version 0.0.1 had none
+    if wrong:
+        raise ValueError(f"{path} does not describe a run: {wrong}")
     return config
 
-def _open_output(output, settings, resume, overwrite):
-    "The working folder, made or found again; refuses to touch what it must not"
-    output, work = Path(output), partial_folder(output)
-    def begun_alike(folder): return is_run(folder) and read_run(folder)['run']['begun'] == json.loads(json.dumps(settings))
-    if resume and not overwrite and begun_alike(output): return None                 # finished already
-    if work.is_dir() and all(o.name.startswith('.begun.json-') for o in work.iterdir()): shutil.rmtree(work)      # stopped before it began
-    if output.exists() and not overwrite: raise FileExistsError(f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)")
-    if output.exists() and not is_run(output): raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
-    if work.exists() and (resume or overwrite) and begun_alike(work):                # stopped on the last step
-        _finish(work, output)
-        return None
-    if work.exists() and not (work / 'begun.json').is_file(): raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
-    if work.exists() and not resume and not overwrite: raise FileExistsError(f"{work} holds an unfinished run; go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)")
-    if work.exists() and resume:
-        try: begun = json.loads((work / 'begun.json').read_text(encoding='utf-8'))
-        except ValueError as e: raise ValueError(f"{work / 'begun.json'} is damaged ({e}); begin again with overwrite=True (--overwrite)") from e
-        other = [k for k in settings if begun.get(k) != json.loads(json.dumps(settings[k]))]
-        if other and not overwrite: raise ValueError(f"{work} was begun with other settings: {', '.join(f'{k} was {begun.get(k)!r}, now {settings[k]!r}' for k in other[:3])}; repeat the command as it was, or begin again with overwrite=True (--overwrite)")
-        if not other: return work
-    if work.exists(): shutil.rmtree(work)
-    work.mkdir(parents=True)
-    try: _json(work / 'begun.json', settings)
-    except BaseException:
-        shutil.rmtree(work)
-        raise
-    return work
+# %% ../nbs/09_run.ipynb #run-output
+def _check_free(output, resume, overwrite):
+    "`FileExistsError` if something stands there that must stay"
+    if os.path.exists(output) and not overwrite and not (resume and is_run(output)):
+        raise FileExistsError(
+            f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)"
+        )
+    if os.path.exists(output) and not is_run(output):
+        raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
 
-def _finish(work, output):
-    "The working folder takes its place"
-    with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
-        old = Path(scratch, 'old')
-        if output.exists(): os.replace(output, old)
-        try: os.replace(work, output)
-        except BaseException:
-            if old.exists(): os.replace(old, output)
-            raise
+
+def _check_apart(output, images, others, overwrite):
+    "What is read must not be replaced: `ValueError`. A run among the images is noted"
+    single = isinstance(images, (str, os.PathLike))
+
+    def real(path):
+        return os.path.join(os.path.realpath(os.path.expanduser(path)), '')
+
+    def is_within(path):
+        return isinstance(path, (str, os.PathLike)) and os.path.exists(path) and real(path).startswith(real(output))
+
+    if overwrite and os.path.isdir(output):
+        within = next((o for o in ([images] if single else [*images[:1], *images[-1:]]) + others if is_within(o)), None)
+        if within is not None:
+            raise ValueError(
+                f"{show_path(within)} lies in {output}, which would be replaced; move it, or name another output"
+            )
+    if single and os.path.isdir(os.path.expanduser(images)) and real(output).startswith(real(images)):
+        note(
+            f"{show_path(output)} lies in the folder of the images, and is searched with it next time; better name a folder elsewhere"
+        )
+
+
+def _claim(stack, output, images, others, resume, overwrite):
+    "Where the run shall be, held until the stack is closed, and put right after a kill; an error says what speaks against it"
+    mend_run(output)
+    _check_free(Path(output), resume, overwrite)
+    place = check_place(output, '.partial')
+    _check_apart(place, images, others, overwrite)
+    stack.enter_context(hold(place))
+    recover_run(place)
+    _check_free(place, resume, overwrite)
+    return place
+
+
+def _begun_alike(folder, settings):
+    "Whether a finished run was begun with these settings"
+    return is_run(folder) and _read_config(folder)['run']['begun'] == settings
+
+
+def _check_unchanged(folder, weights, look):
+    "`CannotGoOn` if images or model of a finished run have changed since"
+    before, digests, whose = _read_config(folder)['run'].get('weights'), read_digests(folder), f'the run in {folder}'
+    if before is None or digests is None:
+        return note(
+            f"{folder} was made by a version of reclip that kept no digests: whether images or model have changed since is not known"
+        )
+    same_model(before, weights, whose)
+    skipped = read_table(folder / 'skipped.csv', dict(path=str)).path.tolist()
+    about = read_tensors(folder / 'digests.safetensors')[1]
+    seen = Seen(read_predictions(folder).path.tolist(), digests, skipped, about.get('unreadable', {}))
+    same_images(seen, look(), whose)
+
+
+def _begun_with(work, settings, weights):
+    "Id of the unfinished run; `CannotGoOn` if it was begun with something else"
+    begun = read_begun(work)
+    other = [f'{k} was {begun.get(k)!r}, now {v!r}' for k, v in settings.items() if begun.get(k) != v]
+    if other:
+        raise CannotGoOn(
+            f"{work} was begun with other settings: {', '.join(other[:3])}; repeat the command as it was, or begin again with overwrite=True (--overwrite)"
+        )
+    same_model(begun['weights'], weights)
+    return begun['run_id']
+
+
+def _open_output(output, settings, weights, look, resume, overwrite):
+    "Working folder and id of the run, begun or found again; None if it is finished. Refuses to touch what it must not"
+    work, settings = partial_folder(output), json.loads(json.dumps(settings))
+    if resume and not overwrite and _begun_alike(output, settings):
+        return _check_unchanged(output, weights, look)
+    _check_free(output, False, overwrite)
+    if work.is_dir() and all(o.name.startswith('.begun.json-') for o in work.iterdir()):
+        discard(work)  # of version 0.0.1, stopped before it began
+    if not os.path.lexists(work):
+        return work, begin(work, settings, weights)
+    whole = _begun_alike(work, settings)  # stopped on the last step
+    if not whole and not (work / 'begun.json').is_file():
+        raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
+    if not resume and not overwrite:
+        raise FileExistsError(
+            f"{work} holds an unfinished run; go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)"
+        )
+    if resume:
+        try:
+            if not whole:
+                return work, _begun_with(work, settings, weights)
+            _check_unchanged(work, weights, look)
+            return finish(work, output)
+        except CannotGoOn as e:
+            _begin_anew(e, overwrite)
+    return work, begin(work, settings, weights)
+
+
+def _begin_anew(error, overwrite):
+    "What was kept cannot be used: an error, unless it may be replaced"
+    if not overwrite:
+        raise error
+    log.info('begun anew: %s', str(error).partition(';')[0])
 
 # %% ../nbs/09_run.ipynb #run-steps
-def _encode(clip, files, skipped, max_unreadable, cache):
+class _Found(NamedTuple):
+    "Images of a run, in the order of its rows"
+
+    features: torch.Tensor | None  # (N, D) of the pretrained tower, if they are known
+    names: list  # (N,)
+    files: ImageFiles | None  # None if somebody gave features
+    skipped: list[Skipped]
+    digests: list[bytes]  # (N,) of 16 bytes
+    unreadable: dict[str, str]  # see Seen
+
+
+def _find(clip, images):
+    "What is there now"
+    if not is_features(images):
+        files, skipped = find_images(images)
+        return _Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
+    features, width = read_features(images), clip.zero_shot_texts().shape[1]
+    if features.shape[1] != width:
+        raise ValueError(
+            f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them"
+        )
+    return _Found(features, [str(i) for i in range(len(features))], None, [], row_digests(features), {})
+
+
+def _digests_now(clip, images):
+    "Digests of what is there now, by name"
+    now = _find(clip, images)
+    return dict(zip(map(show_path, now.names), now.digests))
+
+
+def _encode(clip, files, skipped, max_unreadable, cache, digests=None):
     "Features of the pretrained tower, files that could be opened, and all that was skipped"
-    model, preprocess, _ = clip._clip()
+    model, preprocess, _ = clip.loaded()
+    encode = partial(encode_cached, cache=cache, digests=digests)
+    settings = dict(
+        batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose
+    )
     with borrowed(model):
-        return encode_readable(model, files, preprocess, skipped, max_unreadable, partial(encode_cached, cache=cache), batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision, progress=clip.verbose)
+        return encode_readable(model, files, preprocess, skipped, max_unreadable, encode, **settings)
 
-def _look(clip, images, kept):
-    "Features of the pretrained tower if somebody has computed them already, names, files and skipped ones"
-    if str(images).lower().endswith(FEATURE_SUFFIXES) and isinstance(images, (str, os.PathLike)):
-        features, width = read_features(images), clip._zero_shot_texts().shape[1]
-        if features.shape[1] != width: raise ValueError(f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; name the model that made them")
-        return features, [str(i) for i in range(len(features))], None, []
-    files, skipped = find_images(images)
-    if kept.is_file():
-        tensors, about = _read_tensors(kept)
-        rows = {show_path(name): i for i, name in enumerate(files.names)}
-        gone = [o for o in about['names'] if o not in rows]
-        if gone: raise ValueError(f"{len(gone)} images of the unfinished run are gone, such as {gone[0]}; put them back, or begin again with overwrite=True (--overwrite)")
-        known = {*about['names'], *(o[0] for o in about['skipped'])}
-        come = [o for o in rows if o not in known]
-        if come: raise ValueError(f"{len(come)} images have come since the unfinished run was begun, such as {come[0]}; take them away, or begin again with overwrite=True (--overwrite)")
-        log.info('found the features of %s images from before', f"{len(about['names']):,}")
-        files = files.keep([rows[o] for o in about['names']])
-        return tensors['frozen'].clone(), files.names, files, [Skipped(*o) for o in about['skipped']]     # clone: rows of a mapped file lie where the last bit of a product may differ
-    log.info('%s images found, %s skipped', f'{len(files):,}', f'{len(skipped):,}')
-    return None, files.names, files, skipped
 
-def _frozen(clip, images, work, max_unreadable, cache):
-    "Features of the pretrained tower, names, files and skipped ones; the first process searches and writes"
+def _look(clip, images, kept, run_id, notes):
+    "What is there now, with features if somebody has computed them already; `CannotGoOn` if they are of other images"
+    now = _find(clip, images)
+    if now.files is None:
+        return now
+    if not kept.is_file():
+        log.info('%s images found, %s skipped', f'{len(now.names):,}', f'{len(now.skipped):,}')
+        return now
+    tensors, about = read_tensors(kept, run_id)
+    notes += [o for o in about['notes'] if o not in notes]
+    names, skipped = about['names'], [Skipped(*o) for o in about['skipped']]
+    at = {show_path(name): i for i, name in enumerate(now.names)}
+    seen = Seen(names, split_digests(tensors['digests']), [o.path for o in skipped], about['unreadable'])
+    same_images(seen, dict(zip(at, now.digests)))
+    log.info('found the features of %s images from before', f'{len(names):,}')
+    files = now.files.keep([at[o] for o in names])
+    features = tensors['frozen'].clone()  # rows of a mapped file lie where the last bit of a product may differ
+    return _Found(features, files.names, files, skipped, seen.digests, seen.unreadable)
+
+
+def _encode_found(clip, found, max_unreadable, cache):
+    "The same with features, without what could not be opened"
+    features, files, skipped = _encode(clip, found.files, found.skipped, max_unreadable, cache, found.digests)
+    digests = dict(zip(found.names, found.digests))
+    read = set(files.names)
+    bad = {show_path(o): digest.hex() for o, digest in digests.items() if o not in read}
+    return _Found(features.cpu(), files.names, files, skipped, [digests[o] for o in files.names], bad)
+
+
+def _frozen(clip, images, work, run_id, notes, max_unreadable, cache):
+    "Features of the pretrained tower, and what they are of; the first process searches and writes"
     kept, features = work / 'frozen.safetensors', None
+
     def look():
         nonlocal features
-        features, *rest = _look(clip, images, kept)
-        return features is not None, *rest
-    known, names, files, skipped = on_first(look)
-    if known: return from_first(features), names, files, skipped
-    features, files, skipped = _encode(clip, files, skipped, max_unreadable, cache)
-    features = features.cpu()
-    on_first(lambda: _tensors(kept, dict(frozen=features), names=[show_path(o) for o in files.names], skipped=[list(o) for o in skipped]))
-    return features, files.names, files, skipped
+        found = _look(clip, images, kept, run_id, notes)
+        features = found.features
+        return features is not None, found._replace(features=None)
 
-def _fit(clip, method, features, files, work):
+    def keep():
+        tensors = dict(frozen=found.features, digests=pack_digests(found.digests))
+        names, skipped = [show_path(o) for o in found.names], [list(o) for o in found.skipped]
+        write_tensors(
+            kept, tensors, names=names, skipped=skipped, unreadable=found.unreadable, run_id=run_id, notes=notes
+        )
+
+    known, found = on_first(look)
+    if known:
+        return found._replace(features=from_first(features))
+    found = _encode_found(clip, found, max_unreadable, cache)
+    on_first(keep)
+    return found
+
+
+def _fit(clip, method, found, work, run_id, notes):
     "The chosen method, going on from the last finished epoch if there is one"
-    if method != 'adapt' or files is None: return clip.fit_features(features, propagate=method != 'zeroshot')
     path = work / 'checkpoint.safetensors'
+
     def last():
-        if not path.is_file(): return None
-        tensors, about = _read_tensors(path)
+        if not path.is_file():
+            return None
+        tensors, about = read_tensors(path, run_id)
+        notes.extend(o for o in about['notes'] if o not in notes)
         log.info('going on after epoch %d', len(about['history']))
         return TrainingState(tensors, about['history'], about['trained'])
-    def keep(state): on_first(lambda: _tensors(path, state.tensors, history=state.history, trained=state.trained))
-    return clip.fit(files, frozen_features=features, state=on_first(last), keep=keep)
+
+    def keep(state):
+        about = dict(history=state.history, trained=state.trained, run_id=run_id, notes=notes)
+        on_first(lambda: write_tensors(path, state.tensors, **about))
+
+    state = on_first(last)
+    try:
+        if method != 'adapt':
+            return clip.fit_features(found.features, propagate=method != 'zeroshot')
+        return clip.fit(found.files, frozen_features=found.features, state=state, keep=keep)
+    except UnreadableImage:
+        raise  # a disk that is gone may come back
+    except (ValueError, FloatingPointError):
+        if is_first():
+            discard(work)  # the same again would fail again, and other settings are another run
+        raise
+
 
 def machine(
-    device:torch.device, # that was used
-)->dict: # plain values
+    device: torch.device,  # that was used
+) -> dict:  # plain values
     "What ran it: system, processor, threads, processes and GPU"
     gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else None
-    return dict(system=platform.platform(), processor=platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), python=platform.python_version(), processes=world(), device=str(device), gpu=gpu)
+    return dict(
+        system=platform.platform(),
+        processor=platform.processor() or platform.machine(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        processes=world(),
+        device=str(device),
+        gpu=gpu,
+    )
 
 # %% ../nbs/09_run.ipynb #run-prepare
 def _prepare(images, classes, model, pretrained, templates, method, max_unreadable, settings):
     "The estimator with its model, and what distinguishes this run from others; refuses what cannot work"
-    if method not in METHODS: raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if not isinstance(max_unreadable, (int, float)) or not 0 <= max_unreadable <= 1: raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable!r}")
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(max_unreadable, (int, float)) or not 0 <= max_unreadable <= 1:
+        raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable!r}")
     words = read_classes(classes)
-    if pretrained and os.path.isfile(pretrained): pretrained = os.path.abspath(pretrained)
-    clip = ReCLIP(model, pretrained, [o if len(o) > 1 else o[0] for o in words.class_names], read_templates(templates), descriptions=words.descriptions, **settings)
+    model, pretrained = settled_model(model, pretrained)
+    clip = ReCLIP(
+        model,
+        pretrained,
+        [o if len(o) > 1 else o[0] for o in words.class_names],
+        read_templates(templates),
+        descriptions=words.descriptions,
+        **settings,
+    )
     _check_settings(clip)
     source = show_path(os.path.abspath(os.path.expanduser(images))) if isinstance(images, (str, os.PathLike)) else None
-    if source is None and not isinstance(images, Sequence): raise ValueError(f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors")
-    fixed = {k: v for k, v in clip.get_params(deep=False).items() if k not in ('preprocess', 'tokenizer', 'verbose', 'device', 'num_workers', 'keep_images', 'grad_checkpointing', 'compile')}
-    begun = dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable) | fixed
-    if source and not os.path.exists(os.path.expanduser(images)): find_images(images)        # says what is wrong with it, unless it is a pattern
-    log.debug('model %s on %s; %d classes, %d templates', model, clip.device or default_device(), len(words.class_names), len(clip.templates))
-    clip._clip()
+    if source is None and not isinstance(images, Sequence):
+        raise ValueError(
+            f"images: expected a path or a list of paths, got {type(images).__name__}; ReCLIP.fit takes datasets and tensors, and ReCLIP.fit_features takes arrays of features"
+        )
+    fixed = {
+        k: v
+        for k, v in clip.get_params(deep=False).items()
+        if k
+        not in (
+            'preprocess',
+            'tokenizer',
+            'verbose',
+            'device',
+            'num_workers',
+            'keep_images',
+            'grad_checkpointing',
+            'compile',
+        )
+    }
+    begun = (
+        dict(method=method, images=source if source else [show_path(o) for o in images], max_unreadable=max_unreadable)
+        | fixed
+    )
+    if source and not os.path.exists(os.path.expanduser(images)):
+        find_images(images, tell=False)  # says what is wrong with it, unless it is a pattern
+    log.debug(
+        'model %s on %s; %d classes, %d templates',
+        model,
+        clip.device or default_device(),
+        len(words.class_names),
+        len(clip.templates),
+    )
+    clip.loaded()
     return clip, begun
 
 # %% ../nbs/09_run.ipynb #run-adapt
 def adapt(
-    images, # what find_images takes, or a `.npy` / `.safetensors` file of features
-    classes, # what read_classes takes
-    output:str|os.PathLike, # folder to write; must not exist unless `overwrite`
-    model:str='ViT-B-32', # open_clip name, `"hf-hub:org/name"`, or `"demo"`
-    pretrained:str|None='openai', # open_clip tag or path of a local checkpoint
-    templates='photo', # what read_templates takes
-    method:str='adapt', # `"adapt"`, `"training-free"` or `"zeroshot"`; features are never trained on
-    max_unreadable:float=.1, # share of images in [0, 1] that may be unreadable
-    resume:bool=False, # go on with an unfinished run of the same settings, if there is one
-    overwrite:bool=False, # replace a run that stands there
-    progress:bool=True, # show bars
-    cache:str|os.PathLike|None='auto', # folder where features of the pretrained tower stay for later runs, None for none, or `"auto"`, see cache_folder
-    csv_safe:bool=False, # put an apostrophe before cells of tables that a spreadsheet would run as a formula
-    noted:Sequence[str]=(), # what has been noted about this run before, such as options without a use
-    **settings, # all others of ReCLIP: projection, epochs, seed, device, precision, ...
-)->pd.DataFrame: # predictions, one row per image, as in `predictions.csv`
-    "From images and words to a run. `ValueError`, `FileNotFoundError` or `FileExistsError` says what is wrong before any work is done"
-    with noting(noted) as notes:
-        started, clock, output, shown = datetime.now().astimezone(), time.perf_counter(), Path(output), progress and is_first()
-        clip, begun = node_first(lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, dict(verbose=shown) | settings))
-        text = clip._zero_shot_texts()
-        def check():                                                                        # too few distinct words show here, not after encoding
-            if same := clip._look_alike(text): raise ValueError(same)
-            if method != 'zeroshot': projection_basis(text, clip.projection, clip._max_dim())
-        together(check)
-        if (work := on_first(lambda: _open_output(output, begun, resume, overwrite))) is None:
-            log.info('%s is finished already', output)
-            return on_first(lambda: read_predictions(output))
-        try: features, names, files, skipped = _frozen(clip, images, work, max_unreadable, cache)
+    images,  # what find_images takes, or features as read_features takes them
+    classes,  # what read_classes takes
+    output: str | os.PathLike,  # folder to write; must not exist unless `overwrite`
+    model: str = 'ViT-B-32',  # open_clip name, `"hf-hub:org/name"`, or `"demo"`
+    pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint
+    templates='photo',  # what read_templates takes
+    method: str = 'adapt',  # `"adapt"`, `"training-free"` or `"zeroshot"`; features are never trained on
+    max_unreadable: float = 0.1,  # share of images in [0, 1] that may be unreadable
+    resume: bool = False,  # go on with an unfinished run of the same settings, if there is one
+    overwrite: bool = False,  # replace a run that stands there
+    progress: bool = True,  # show bars
+    cache: str
+    | os.PathLike
+    | None = 'auto',  # folder where features of the pretrained tower stay for later runs, None for none, or `"auto"`, see cache_folder
+    csv_safe: bool = False,  # put an apostrophe before cells of tables that a spreadsheet would run as a formula
+    noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
+    **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
+) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
+    "From images and words to a run. `ValueError`, `FileNotFoundError`, `FileExistsError` or, while another process is at work there, `BlockingIOError` says what is wrong before any work is done"
+    started, clock = datetime.now().astimezone(), time.perf_counter()
+    settings = dict(verbose=progress and is_first()) | settings
+    with ExitStack() as stack, noting(noted) as notes:
+        place = on_first(lambda: _claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
+        clip, begun = node_first(
+            lambda: _prepare(images, classes, model, pretrained, templates, method, max_unreadable, settings)
+        )
+        begun['csv_safe'] = csv_safe
+        together(lambda: _check_words(clip, method))
+        try:
+            return _work(
+                clip,
+                begun,
+                images,
+                place,
+                notes,
+                (started, clock),
+                dict(resume=resume, overwrite=overwrite, cache=cache),
+            )
+        except OSError as e:
+            raise _with_way_out(e)
+
+
+def _check_words(clip, method):
+    "Too few distinct words show here, not after encoding"
+    text = clip.zero_shot_texts()
+    if same := clip.look_alike(text):
+        raise ValueError(same)
+    if method != 'zeroshot':
+        projection_basis(text, clip.projection, clip.dimensions(len(clip.class_names)))
+
+
+def _with_way_out(error):
+    "The same error; if the disk is full, a sentence that says where, and how to go on"
+    if error.errno not in (ENOSPC, EDQUOT, EFBIG):
+        return error
+    way_out = OSError(
+        f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, and go on with resume=True (--resume)"
+    )
+    way_out.__cause__ = error
+    return alike(way_out) if getattr(error, 'alike', False) else way_out
+
+
+def _weights(clip):
+    "Digests of the model: towers, preprocessing, and what its tokenizer makes of the words"
+    model, preprocess, tokenizer = clip.loaded()
+    prompts = [clip.templates[0].replace('{}', o if isinstance(o, str) else o[0]) for o in clip.names()[:1000]]
+    return model_digests(model, preprocess) | dict(tokenizer=row_digests(tokenizer(prompts).flatten()[None])[0].hex())
+
+
+def _work(clip, begun, images, place, notes, since, options):
+    "All that is done once everything has been checked; the predictions"
+    method, resume, overwrite = begun['method'], options['resume'], options['overwrite']
+    weights = on_first(lambda: _weights(clip))
+    where = on_first(lambda: _open_output(place, begun, weights, lambda: _digests_now(clip, images), resume, overwrite))
+    if where is None:
+        log.info('%s is finished already', place)
+        return on_first(lambda: read_predictions(place))
+    work, run_id = where
+
+    def features():
+        try:
+            return _frozen(clip, images, work, run_id, notes, begun['max_unreadable'], options['cache'])
         except BaseException:
-            if is_first() and not (work / 'frozen.safetensors').is_file(): shutil.rmtree(work)         # nothing to go on with
+            if is_first() and not (work / 'frozen.safetensors').is_file():
+                discard(work)  # nothing to go on with
             raise
-        encoded = time.perf_counter()
-        if files is None and method == 'adapt':
-            method = 'training-free'
-            note('features have no images to train on: labelled by propagation alone, as with training-free')
-        _fit(clip, method, features, files, work)
-        fitted, table = time.perf_counter(), predictions(clip, names)
-        about = dict(method=method, csv_safe=csv_safe, begun=begun, images=begun['images'], features=files is None, classes=[o if isinstance(o, str) else o[0] for o in clip.class_names], n_images=len(names), n_skipped=len(skipped),
-                     n_unreadable=sum(o.kind == 'unreadable' for o in skipped), started=started.isoformat(timespec='seconds'), machine=machine(next(clip._clip()[0].parameters()).device),
-                     seconds=dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(time.perf_counter() - clock, 2)))
-        def finish():
-            _write_results(work, clip, table, skipped, features, about, notes)
-            if files is not None: _tensors(work / 'digests.safetensors', dict(digests=_packed(image_digests(files))))
-            _finish(work, output)
-        on_first(finish)
-        log.info('%s: %s images, %s labels changed', output, f'{len(table):,}', f'{int(table.changed.sum()):,}')
-        return table
 
-def _packed(digests): return torch.frombuffer(bytearray(b''.join(digests)), dtype=torch.uint8).reshape(-1, 16)
+    try:
+        found = features()
+    except CannotGoOn as e:
+        _begin_anew(e, overwrite)
+        run_id = on_first(lambda: begin(work, begun, weights))
+        found = features()
+    encoded = time.perf_counter()
+    if found.files is None and method == 'adapt':
+        method = 'training-free'
+        note('features have no images to train on: labelled by propagation alone, as with training-free')
+    _fit(clip, method, found, work, run_id, notes)
+    table = predictions(clip, found.names)
+    about = dict(method=method, csv_safe=begun['csv_safe'], begun=begun, id=run_id, weights=weights) | _account(
+        clip, begun, found, since, encoded
+    )
 
-def _write_results(work, clip, table, skipped, features, about, notes, most=20_000):
-    "All files of a finished run, then without those of an unfinished one"
-    tensors, config = clip._parts()
-    _tensors(work / 'adapted.safetensors', tensors)
+    def end():
+        _write_results(work, clip, table, found, about, notes)
+        finish(work, place)
+
+    on_first(end)
+    log.info('%s: %s images, %s labels changed', place, f'{len(table):,}', f'{int(table.changed.sum()):,}')
+    return table
+
+
+def _account(clip, begun, found, since, encoded):
+    "What `config.json` says of the work"
+    (started, clock), fitted = since, time.perf_counter()
+    seconds = dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(fitted - clock, 2))
+    shown = [o if isinstance(o, str) else o[0] for o in clip.class_names]
+    unreadable = sum(o.kind == 'unreadable' for o in found.skipped)
+    return dict(
+        images=begun['images'],
+        features=found.files is None,
+        classes=shown,
+        n_images=len(found.names),
+        n_skipped=len(found.skipped),
+        n_unreadable=unreadable,
+        started=started.isoformat(timespec='seconds'),
+        machine=machine(clip.loaded().device),
+        seconds=seconds,
+    )
+
+
+def _write_results(work, clip, table, found, about, notes, most=20_000):
+    "All files of a finished run; `config.json` is the last"
+    tensors, config = clip.parts()
+    write_tensors(work / 'adapted.safetensors', tensors)
     write_table(table, work / 'predictions.csv', about['csv_safe'])
     write_table(pd.DataFrame(clip.history_), work / 'history.csv')
-    write_table(pd.DataFrame(skipped, columns=Skipped._fields), work / 'skipped.csv', about['csv_safe'])
+    write_table(pd.DataFrame(found.skipped, columns=Skipped._fields), work / 'skipped.csv', about['csv_safe'])
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most].sort().values
-    _tensors(work / 'features.safetensors', dict(rows=rows, frozen=features[rows].half(), adapted=clip.image_features_[rows].half()))
-    _json(work / 'config.json', config | dict(run=about, notes=notes))
-    for left in work.glob('.*-*'): left.unlink()                                     # of a write that was killed
-    for name in ('frozen.safetensors', 'checkpoint.safetensors', 'begun.json'): (work / name).unlink(missing_ok=True)
+    both = dict(frozen=found.features[rows].half(), adapted=clip.image_features_[rows].half())
+    write_tensors(work / 'features.safetensors', dict(rows=rows) | both)
+    packed = dict(digests=pack_digests(found.digests))
+    write_tensors(work / 'digests.safetensors', packed, unreadable=found.unreadable, run_id=about['id'])
+    write_json(work / 'config.json', config | dict(run=about, notes=notes))
 
 # %% ../nbs/09_run.ipynb #run-predict
+@noting()  # both towers see the same pictures
 def predict(
-    run:str|os.PathLike, # folder of a finished run
-    images, # what find_images takes, or features if the run was training-free or zero-shot
-    max_unreadable:float=.1, # share of images in [0, 1] that may be unreadable
-    device:str|None=None, # default: `"cuda"` if there is one, else `"cpu"`
-    progress:bool=True, # show bars
-    cache:str|os.PathLike|None='auto', # see adapt
-    **settings, # of ReCLIP that may differ from the run: encode_batch_size, num_workers, precision
-)->tuple[pd.DataFrame, torch.Tensor, list[Skipped]]: # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
+    run: str | os.PathLike,  # folder of a finished run
+    images,  # what find_images takes, or features if the run was training-free or zero-shot
+    max_unreadable: float = 0.1,  # share of images in [0, 1] that may be unreadable
+    device: str | None = None,  # default: `"cuda"` if there is one, else `"cpu"`
+    progress: bool = True,  # show bars
+    cache: str | os.PathLike | None = 'auto',  # see adapt
+    model: str
+    | None = None,  # name of the run's model, if it lies elsewhere now or has not been named on this machine, see model_of_run
+    pretrained: str | None = None,  # the same for a checkpoint file
+    **settings,  # of ReCLIP that may differ from the run: encode_batch_size, num_workers, precision
+) -> tuple[
+    pd.DataFrame, torch.Tensor, list[Skipped]
+]:  # path, label, confidence, probability, zero_shot_label per image; probabilities (N, M); what was skipped
     "Labels of images that were not in the run"
+
     def prepare():
-        about, clip = read_run(run)['run'], ReCLIP.load(run, device=device, verbose=shown).set_params(**settings)
+        about, clip = (
+            read_run(run)['run'],
+            ReCLIP.load(run, model, device=device, verbose=shown, pretrained=pretrained).set_params(**settings),
+        )
         _check_settings(clip)
-        if given and about['method'] == 'adapt': raise ValueError(f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free")
+        if given and about['method'] == 'adapt':
+            raise ValueError(
+                f"{run} moved its image tower, so features of the pretrained one are not enough; give the images, or a run made with training-free"
+            )
         return about, clip
-    shown, given = progress and is_first(), isinstance(images, (str, os.PathLike)) and str(images).lower().endswith(FEATURE_SUFFIXES)
+
+    shown, given = progress and is_first(), is_features(images)
     about, clip = node_first(prepare)
     if given:
         frozen, skipped = together(lambda: read_features(images)), []
@@ -429,36 +797,69 @@ def predict(
         adapted, names = clip.transform(files).to(frozen) if about['method'] == 'adapt' else frozen, files.names
     return _label(clip, frozen, adapted, names) + (skipped,)
 
+
 def _label(clip, frozen, adapted, names):
     "Table and probabilities of images by their features"
     p = clip.combine(frozen, adapted)
     clip.probability_, clip.labels_ = p.max(1)
-    clip.confidence_, clip.zero_shot_labels_ = scores_to_confidence(p), (frozen @ clip._zero_shot_texts().to(frozen).T).argmax(1).cpu()
-    clip.t_labels_, clip.v_labels_ = (frozen @ clip.text_features_.to(frozen).T).argmax(1).cpu(), (adapted @ clip.centroids_.to(adapted).T).argmax(1).cpu()
+    clip.confidence_, clip.zero_shot_labels_ = (
+        scores_to_confidence(p),
+        (frozen @ clip.zero_shot_texts().to(frozen).T).argmax(1).cpu(),
+    )
+    clip.t_labels_, clip.v_labels_ = (
+        (frozen @ clip.text_features_.to(frozen).T).argmax(1).cpu(),
+        (adapted @ clip.centroids_.to(adapted).T).argmax(1).cpu(),
+    )
     clip.first_pseudo_labels_ = torch.full_like(clip.labels_, -1)
     return predictions(clip, names).drop(columns='propagated_label'), p
 
 # %% ../nbs/09_run.ipynb #run-info
 def info(
-    run:str|os.PathLike, # folder of a finished run
-)->dict: # plain values, for reading
+    run: str | os.PathLike,  # folder of a finished run
+) -> dict:  # plain values, for reading
     "A short account of a run"
     config, table = read_run(run), read_predictions(run)
     about, settings = config['run'], config['settings']
     counts = table.label.value_counts()
-    return dict(method=about['method'], model=settings['model'] if settings['model'] in ('demo',) or ':' in settings['model'] else f"{settings['model']}, {settings['pretrained']}", images=about['images'] if isinstance(about['images'], str) else f"{len(about['images']):,} paths",
-        n_images=about['n_images'], skipped=about['n_skipped'], classes=len(about['classes']), empty_classes=len(about['classes']) - len(counts), largest_class=f'{counts.index[0]} ({counts.iloc[0]:,})',
-        changed=f'{table.changed.mean():.1%}', mean_confidence=round(float(table.confidence.mean()), 3), epochs=len(config['history']) - 1, seed=settings['seed'], projection=settings['projection'], recipe=settings['recipe'],
-        started=about['started'], seconds=about['seconds']['total'], device=about['machine']['gpu'] or about['machine']['device'], versions=config['versions'], notes=config.get('notes', []))
+    return dict(
+        method=about['method'],
+        model=settings['model']
+        if settings['model'] in ('demo',) or ':' in settings['model']
+        else f"{settings['model']}, {settings['pretrained']}",
+        images=about['images'] if isinstance(about['images'], str) else f"{len(about['images']):,} paths",
+        n_images=about['n_images'],
+        skipped=about['n_skipped'],
+        classes=len(about['classes']),
+        empty_classes=len(about['classes']) - len(counts),
+        largest_class=f'{counts.index[0]} ({counts.iloc[0]:,})',
+        changed=f'{table.changed.mean():.1%}',
+        mean_confidence=round(float(table.confidence.mean()), 3),
+        epochs=len(config['history']) - 1,
+        seed=settings['seed'],
+        projection=settings['projection'],
+        recipe=settings['recipe'],
+        started=about['started'],
+        seconds=about['seconds']['total'],
+        device=about['machine']['gpu'] or about['machine']['device'],
+        versions=config['versions'],
+        notes=config.get('notes', []),
+    )
 
 # %% ../nbs/09_run.ipynb #run-export-fn
 def _open_clip_config(name, model):
     "The contents of `open_clip_config.json`, so that open_clip builds the same model again"
     from reclip.demo import CONFIG
+
     config = dict(CONFIG) if name == 'demo' else dict(open_clip.get_model_config(name))
-    if any(isinstance(m, QuickGELU) for m in model.modules()): config['quick_gelu'] = True           # some tags switch it on, whatever the architecture's file says
-    preprocess = dict(mean=(.5,) * 3, std=(.5,) * 3) if name == 'demo' else {k: v for k, v in open_clip.get_model_preprocess_cfg(model).items() if k not in ('size', 'mode')}
+    if any(isinstance(m, QuickGELU) for m in model.modules()):
+        config['quick_gelu'] = True  # some tags switch it on, whatever the architecture's file says
+    preprocess = (
+        dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+        if name == 'demo'
+        else {k: v for k, v in open_clip.get_model_preprocess_cfg(model).items() if k not in ('size', 'mode')}
+    )
     return dict(model_cfg=config, preprocess_cfg=preprocess)
+
 
 _USAGE = '''# An adapted CLIP
 
@@ -475,22 +876,33 @@ print(classes[int((features @ weights.T).argmax())])
 ```
 '''
 
+
 def export(
-    run:str|os.PathLike, # folder of a finished run
-    output:str|os.PathLike, # folder to write; must not exist
-)->Path: # the folder
+    run: str | os.PathLike,  # folder of a finished run
+    output: str | os.PathLike,  # folder to write; must not exist
+    model: str | None = None,  # name of the run's model, see predict
+    pretrained: str | None = None,  # the same for a checkpoint file
+) -> Path:  # the folder
     "A plain open_clip checkpoint with V's image tower, and its classifier; `FileExistsError` if something stands there"
-    settings, output = read_run(run)['settings'], Path(output)
-    if output.exists(): raise FileExistsError(f"{output} exists; name another folder")
-    clip = ReCLIP.load(run, device='cpu', verbose=False)
-    model, _, _ = clip._clip()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
-        new = Path(scratch, 'new'); new.mkdir()
-        with borrowed(model, clip.image_state_): _tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in model.state_dict().items()})
-        _json(new / 'open_clip_config.json', _open_clip_config(settings['model'], model))
-        _tensors(new / 'classifier.safetensors', dict(centroids=clip.centroids_, text_features=clip.text_features_))
-        (new / 'classes.txt').write_text(''.join(f'{" ".join((o if isinstance(o, str) else o[0]).split())}\n' for o in clip.class_names), encoding='utf-8')
-        (new / 'README.md').write_text(_USAGE, encoding='utf-8')
-        os.replace(new, output)
-    return output
+    read_run(run)
+    place = check_place(output)
+    with hold(place):
+        recover(place)
+        if os.path.exists(output):
+            raise FileExistsError(f"{output} exists; name another folder")
+        clip = ReCLIP.load(run, model, device='cpu', verbose=False, pretrained=pretrained)
+        with whole_folder(place) as new:
+            _write_export(new, clip, clip.model)
+    return Path(output)
+
+
+def _write_export(new, clip, name):
+    "The files of an export"
+    model, _, _ = clip.loaded()
+    with borrowed(model, clip.image_state_):
+        write_tensors(new / 'open_clip_model.safetensors', {k: v.clone() for k, v in model.state_dict().items()})
+    write_json(new / 'open_clip_config.json', _open_clip_config(name, model))
+    write_tensors(new / 'classifier.safetensors', dict(centroids=clip.centroids_, text_features=clip.text_features_))
+    shown = [' '.join((o if isinstance(o, str) else o[0]).split()) for o in clip.class_names]
+    (new / 'classes.txt').write_text(''.join(f'{o}\n' for o in shown), encoding='utf-8')
+    (new / 'README.md').write_text(_USAGE, encoding='utf-8')

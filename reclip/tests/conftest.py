@@ -7,6 +7,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS',
 import pytest
 import torch
 from reclip import demo, encode_images, text_classifier
+from reclip.clip import Clip
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -49,7 +50,7 @@ def digits():
 def features(clip, digits):
     "`(image_features, text_features)` of the digits"
     model, preprocess, tokenizer = clip
-    return encode_images(model, digits[0], preprocess), text_classifier(model, tokenizer, demo.class_names, demo.templates)
+    return encode_images(model, digits[0], preprocess), text_classifier(Clip(*clip), demo.class_names, demo.templates)
 
 
 def blobs(n, m, d=16, seed=0, spread=.5, dtype=torch.float64):

@@ -1,4 +1,5 @@
 "Rows of the bench: whole, with everything in them, and made again by the command that stands in them."
+import inspect
 import json
 import os
 import shlex
@@ -6,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from typer.testing import CliRunner
-from reclip import bench, cli, demo, released, selftrain
+from reclip import bench, benchopts, cli, demo, released, selftrain
+from reclip.clip import Clip
 
 KEYS = {'name', 'settings', 'n', 'm', 'd', 'seconds', 'total', 'totals', 'peak_bytes', 'process_bytes', 'memory', 'accuracy', 'recall', 'baseline', 'ratio', 'versions', 'machine', 'seed', 'command', 'date'}
 PAGES = Path(__file__).parents[2] / 'nbs' / 'benchmarks'
@@ -37,8 +39,6 @@ def test_a_row_has_all_keys(made):
 
 def test_the_command_in_a_row_makes_it_again(made, monkeypatch):
     row, seen = json.loads(made.read_text()), []
-    monkeypatch.setattr(bench, '_machine', lambda settings: {})
-    monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings)) or dict(case=case))
     words = shlex.split(row['command'])
     assert words[:2] == ['reclip', 'bench'] and call(*words[2:]).exit_code == 0
@@ -51,8 +51,6 @@ def test_the_command_in_a_row_makes_it_again(made, monkeypatch):
 @pytest.mark.parametrize('case, options', [('adaptation', ['--n', 50, '--epochs', 1, '--recipe', 'paper', '--step', 16, '--no-baseline']), ('adaptation', ['--model', 'ViT-B-32', '--m', 7, '--precision', 'bfloat16']), ('encoding', ['--n', 9, '--batch-size', 4, '--precision', 'bfloat16', '--workers', 2])])
 def test_commands_of_the_others_make_them_again(case, options, monkeypatch):
     seen = []
-    monkeypatch.setattr(bench, '_machine', lambda settings: {})
-    monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append(settings) or dict(case=case))
     assert call(case, *options, '--device', 'cpu', '--threads', 1).exit_code == 0
     assert call(*shlex.split(bench.command_line(case, seen[0]))[2:]).exit_code == 0
@@ -62,14 +60,36 @@ def test_commands_of_the_others_make_them_again(case, options, monkeypatch):
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_all_rows_of_the_pages_have_commands(device, monkeypatch):
     seen = []
-    monkeypatch.setattr(bench, '_common', lambda settings: (settings | dict(device=device, threads=1), settings.pop('output')))
-    monkeypatch.setattr(bench, '_machine', lambda settings: {})
-    monkeypatch.setattr(bench, '_run_of_processes', lambda settings, folder: seen.append(('devices', settings)) or dict(encode=1., fit=2.))
+    monkeypatch.setattr(bench, 'common_options', lambda repeats, _, threads, seed, output: dict(repeats=repeats, device=device, threads=1, seed=seed))
+    monkeypatch.setattr(bench, 'measure_devices', lambda settings, shape: seen.append(('devices', settings)) or {})
     monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings)) or {})
     for full in (False, True):
-        for function, options in bench.plan(full, device): function(**options, **({} if function is bench.devices else dict(device=device)))
+        for case, options in bench.plan(full, device): getattr(bench, case)(**options, **({} if case == 'devices' else dict(device=device)))
     assert {o[0] for o in seen} == {*bench.CASES, 'devices'} and {o[1]['n'] for o in seen if o[0] == 'propagation'} >= {1_000, 10_000, 1_000_000}
     assert max(o[1]['n'] for o in seen if o[1].get('baseline')) == 10_000 and any(o[1].get('model') == 'ViT-L-14' for o in seen) == (device == 'cuda')
+
+
+@pytest.mark.skipif(not PAGES.is_dir(), reason='the notebooks are in a checkout, not in an installed package')
+@pytest.mark.parametrize('case', [*bench.CASES, 'devices'])
+def test_commands_of_committed_rows_and_lines_under_their_figures_make_them_again(case, monkeypatch):
+    rows, seen = bench.read_rows(PAGES / 'rows', case), []
+    monkeypatch.setattr(bench, 'measure', lambda case, settings, shape: seen.append((case, settings, shape)) or {})
+    monkeypatch.setattr(bench, 'measure_devices', lambda settings, shape: seen.append(('devices', settings, shape)) or {})
+    monkeypatch.setattr(bench, 'how_many', lambda model, n, most: n or 1_797)           # MNIST need not be here
+    for row in rows:
+        assert call(*shlex.split(row['command'])[2:]).exit_code == 0
+    assert seen == [(case, row['settings'], {k: row[k] for k in 'nmd'}) for row in rows]
+    made, seen[:] = [o[1] for o in seen], []
+    for line in [o for o in bench.provenance(rows).splitlines() if o.startswith('reclip')]:
+        assert call(*shlex.split(line)[2:]).exit_code == 0, line
+    assert sorted(map(str, (o[1] for o in seen))) == sorted(map(str, made)) and made
+
+
+@pytest.mark.parametrize('case', [*bench.CASES, 'devices'])
+def test_usual_values_are_those_of_the_commands(case):
+    parameters = inspect.signature(getattr(bench, case)).parameters.items()
+    declared = {k: p.default[0] if isinstance(p.default, list) else p.default for k, p in parameters if k != 'output'}
+    assert declared == benchopts.USUAL[case] and set(declared) >= set(benchopts.REPEATED.get(case, ()))
 
 
 def test_rows_are_appended_whole(made, tmp_path, monkeypatch):
@@ -105,15 +125,15 @@ def test_the_bench_times_the_loop_that_the_tests_compare_with():
     assert bench.released is released and len(truth) == 60 and set(seconds) == set(bench.STAGES) and min(seconds.values()) > 0 and whole['all'] > 0
     assert (labels == others).float().mean() > .98
     model, preprocess, tokenizer = demo.demo_clip()
-    again = released.run(model, demo.demo_digits()[0][:60], tokenizer, demo.class_names, demo.templates, 1, 'official', preprocess)
+    again = released.run(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:60], demo.class_names, demo.templates, epochs=1)
     assert torch.equal(again.logits[-1].argmax(1), others)
-    assert not hasattr(selftrain.train_epoch, '__wrapped__')                                              # the clocks are gone
+    assert not hasattr(selftrain.Training.learn, '__wrapped__')                                              # the clocks are gone
 
 
 def test_the_released_loop_with_matrices_in_half_precision():
     "As it runs on a GPU: norm layers stay in float32 and move"
     model, preprocess, tokenizer = demo.demo_clip()
-    full, half = (released.run(model, demo.demo_digits()[0][:40], tokenizer, demo.class_names, demo.templates[:1], 1, 'official', preprocess, half=o) for o in (False, True))
+    full, half = (released.run(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:40], demo.class_names, demo.templates[:1], epochs=1, half=o) for o in (False, True))
     assert half.logits[-1].dtype == torch.float16 and (half.logits[-1].argmax(1) == full.logits[-1].argmax(1)).float().mean() > .9
     assert half.losses[0] == pytest.approx(full.losses[0], rel=.1)
 

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neighbor_graph, project, projection_basis, propagate, text_classifier, zero_shot_logits
-from reclip.clip import ImageDataset, unit_rows
+from reclip.clip import Clip, unit_rows
+from reclip.pictures import ImageDataset
 from reclip.pseudolabel import scores_to_confidence, scores_to_labels
 from reclip.tests.conftest import blobs
 from reclip.zeroshot import check_class_names, check_templates, same_text
@@ -38,8 +39,8 @@ def test_one_class_is_refused_everywhere(clip, digits, features):
 
 def test_aliases_are_averaged(clip):
     model, _, tokenizer = clip
-    both = text_classifier(model, tokenizer, [['one', 'number 1'], 'two'], ['a {}.'])
-    one, other, two = text_classifier(model, tokenizer, ['one', 'number 1', 'two'], ['a {}.'])
+    both = text_classifier(Clip(*clip), [['one', 'number 1'], 'two'], ['a {}.'])
+    one, other, two = text_classifier(Clip(*clip), ['one', 'number 1', 'two'], ['a {}.'])
     assert torch.allclose(both[0], torch.nn.functional.normalize(one + other, dim=0), atol=1e-6) and torch.allclose(both[1], two, atol=1e-6)
 
 
@@ -128,8 +129,8 @@ def test_confidence_survives_tiny_negatives():
     assert c[0] == 1 and c[1] == 0 and abs(c[2]) < 1e-6
 
 
-@pytest.mark.parametrize('settings,says', [(dict(alpha=0.), 'between 0 and 1'), (dict(alpha=1.), 'between 0 and 1'), (dict(n_neighbors=0), '1 or more'), (dict(max_iter=0), '1 or more'),
-                                           (dict(projection='p2'), 'expected one of none, P1, P2'), (dict(max_dim=0), 'positive'), (dict(max_dim=1), 'leaves no direction')])
+@pytest.mark.parametrize('settings,says', [(dict(alpha=0.), 'between 0 and 1'), (dict(alpha=1.), 'between 0 and 1'), (dict(n_neighbors=0), 'from 1 up'), (dict(max_iter=0), 'from 1 up'),
+                                           (dict(projection='p2'), 'expected one of none, P1, P2'), (dict(max_dim=0), 'from 1 up'), (dict(max_dim=1), 'leaves no direction')])
 def test_bad_settings(features, settings, says):
     with pytest.raises(ValueError, match=says): label_features(*features, **settings)
 
@@ -225,7 +226,7 @@ def test_one_template_may_be_a_plain_string(clip, digits):
 def test_bad_estimator_settings(clip, digits):
     model, preprocess, tokenizer = clip
     def fit(**settings): ReCLIP.from_model(model, preprocess, tokenizer, **dict(class_names=demo.class_names) | settings).fit(digits[0][:40])
-    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), '0 or more'), (dict(templates=['digit']), 'exactly one {}'),
+    for settings, says in [(dict(class_names=None), 'class_names'), (dict(recipe='mine'), 'paper, official'), (dict(epochs=-1), 'from 0 up'), (dict(templates=['digit']), 'exactly one {}'),
                            (dict(alpha=2), 'between 0 and 1'), (dict(batch_size=0), 'batch_size'), (dict(projection='P3'), 'none, P1, P2')]:
         with pytest.raises(ValueError, match=says): fit(**settings)
     with pytest.raises(ValueError, match='tokenizer'): ReCLIP(model, class_names=demo.class_names).fit(digits[0])
@@ -264,8 +265,8 @@ class Bar:
 def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeypatch):
     if search == 'approximate': pytest.importorskip('faiss')
     monkeypatch.setattr(Bar, 'seen', [])
-    for module in ('clip', 'graph', 'pseudolabel', 'approximate'):
-        monkeypatch.setattr(f'reclip.{module}.tqdm', Bar); monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
+    for module in ('clip', 'graph', 'blocks', 'approximate'): monkeypatch.setattr(f'reclip.{module}.tqdm', Bar)
+    for module in ('clip', 'adapt'): monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
     ReCLIP.from_model(clip[0], clip[1], clip[2], demo.class_names, templates=demo.templates, verbose=shown, search=search).fit_features(features[0])
     assert [(o.desc, o.shown) for o in Bar.seen] == [(o, shown and first) for o in ('encode prompts', 'find neighbours', 'spread labels')]
     assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == 100
@@ -273,19 +274,19 @@ def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeyp
 
 def test_prompts_are_encoded_once(own_clip, features, monkeypatch):
     calls, real = [], reclip.adapt.text_classifier
-    monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args: calls.append(args) or real(*args))
-    monkeypatch.setattr('reclip.selftrain.encode_text', lambda *args: pytest.fail('the prompts were known'))
+    monkeypatch.setattr('reclip.adapt.text_classifier', lambda *args, **more: calls.append(args) or real(*args, **more))
+    monkeypatch.setattr('reclip.prompts.encode_text', lambda *args: pytest.fail('the prompts were known'))
     found = ReCLIP.from_model(*own_clip, demo.class_names, epochs=0)
-    first = found._zero_shot_texts()
+    first = found.zero_shot_texts()
     first.zero_()                                                                        # what a caller does to it stays with the caller
     found.fit_features(features[0]).fit([demo.demo_digits()[0][0]] * 30)
-    assert len(calls) == 1 and torch.allclose(found._zero_shot_texts().norm(dim=1), torch.ones(10))
+    assert len(calls) == 1 and torch.allclose(found.zero_shot_texts().norm(dim=1), torch.ones(10))
     for change in (dict(class_names=demo.class_names[::-1]), dict(templates=['a {}.']), dict(descriptions=[['a round stroke.']] + [[]] * 9)):
-        n = len(calls); before = found._zero_shot_texts()
-        assert len(calls) == n and not torch.allclose(found.set_params(**change)._zero_shot_texts(), before) and len(calls) == n + 1
-    before = found._zero_shot_texts()
+        n = len(calls); before = found.zero_shot_texts()
+        assert len(calls) == n and not torch.allclose(found.set_params(**change).zero_shot_texts(), before) and len(calls) == n + 1
+    before = found.zero_shot_texts()
     with torch.no_grad(): own_clip[0].ln_final.bias.add_(1)
-    assert not torch.allclose(found._zero_shot_texts(), before)
+    assert not torch.allclose(found.zero_shot_texts(), before)
     assert not hasattr(pickle.loads(pickle.dumps(found.set_params(model='demo', tokenizer=None, preprocess=None))), '_texts')
 
 

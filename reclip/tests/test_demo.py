@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 from reclip import ReCLIP, accuracy, demo, encode_images, text_classifier, zero_shot_logits
+from reclip.clip import Clip
 from reclip.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_weights_behave_as_the_page_says(clip):
     model, preprocess, tokenizer = clip
-    texts = text_classifier(model, tokenizer, demo.class_names, demo.templates)
+    texts = text_classifier(Clip(model, preprocess, tokenizer), demo.class_names, demo.templates)
     def score(images, labels): return accuracy(zero_shot_logits(encode_images(model, images, preprocess), texts), labels)
     assert score(*demo.typeset(1000, demo.held_out_fonts(), seed=11)) >= .95           # a seed that the page does not use
     assert .45 <= score(*demo.demo_digits()) <= .75

@@ -150,6 +150,10 @@ for n in (0, 1, 2, 3, 7):
 uneven = gather_rows(torch.full((me * 2, 3), float(me)) if me else None)                    # nothing, two and four rows
 assert uneven[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and uneven.shape == (6, 3)
 assert gather_rows(None) is None
+for n in (0, 2, 7):                                                                         # split: tensors of any number of rows, one or several
+    assert torch.equal(split(lambda o: torch.arange(n)[o] ** 2, n), torch.arange(n) ** 2)
+    a, b = split(lambda o: (torch.arange(n)[o].double(), torch.full((1, 2), world())), n)
+    assert torch.equal(a, torch.arange(n).double()) and b.tolist() == [[1, 1]] * 3          # within it each is alone
 x = torch.full((share(4).stop - share(4).start, 2), me + 1., requires_grad=True)            # 2, 1 and 1 rows
 rows = with_own(gather_rows(x, 4), x)
 (rows * torch.arange(8.).reshape(4, 2)).sum().backward()
@@ -169,7 +173,7 @@ def fail(error, *ranks):
         if me in ranks: raise error
         return me
     return run
-for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError), (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError), (lambda: together(fail(Strange(1, 2), 2)), RuntimeError), (lambda: node_first(fail(ValueError('x'), 0)), ValueError), (lambda: node_first(fail(ValueError('x'), 1)), ValueError)):
+for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError), (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError), (lambda: together(fail(Strange(1, 2), 2)), RuntimeError), (lambda: split(lambda rows: fail(ValueError('bad'), 1)(), 5), ValueError), (lambda: node_first(fail(ValueError('x'), 0)), ValueError), (lambda: node_first(fail(ValueError('x'), 1)), ValueError)):
     try: call()
     except expected as e: assert e.alike
     else: raise AssertionError('no error')
@@ -191,7 +195,7 @@ def test_helpers(job):
 encoding = '''
 import torch
 from reclip import demo, encode_images, encode_text
-from reclip.clip import UnreadableImage
+from reclip.pictures import UnreadableImage
 from reclip.cache import cache_info, encode_cached
 from reclip.images import encode_readable, find_images
 model, preprocess, tokenizer = demo.demo_clip('cpu')
@@ -266,22 +270,24 @@ def test_propagation_in_parts(job, tmp_path):
 
 training = '''
 import torch
-from reclip import demo, selftrain
+from reclip import demo, prompts
+from reclip.clip import Clip
 from reclip.selftrain import adapt
+from reclip.shared import training_class
 model, preprocess, tokenizer = demo.demo_clip('cpu')
 model.requires_grad_(True)
 model.visual.register_module('spare', torch.nn.LayerNorm(3))                                  # never reached: must stay as it is, without weight decay
 images, _ = demo.demo_digits()
 names = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], 'four', 'five', 'six', 'seven', 'eight', 'nine'][:job['classes']]
-real_image, real_text = model.encode_image, selftrain.encode_tokens
+real_image, real_text = model.encode_image, prompts.encode_tokens
 def short_image(x):                                                                           # memory is short, but only in one process, and only in training
     if job['short'] and rank == 1 and len(x) > 2 and torch.is_grad_enabled(): raise MemoryError
     return real_image(x)
 def short_text(model, tokens):
     if job['short'] and rank == 0 and len(tokens) > 4 and torch.is_grad_enabled(): raise MemoryError
     return real_text(model, tokens)
-model.encode_image, selftrain.encode_tokens = short_image, short_text
-found = adapt(model, images[:job['n']], preprocess, tokenizer, names, demo.templates[:2], epochs=2, batch_size=8, recipe=job['recipe'], lr_image=.002)
+model.encode_image, prompts.encode_tokens = short_image, short_text
+found = adapt(Clip(model, preprocess, tokenizer), images[:job['n']], names, demo.templates[:2], epochs=2, batch_size=8, recipe=job['recipe'], lr_image=.002, training=training_class())
 expected = torch.load(job['expected'], weights_only=True)
 for name, state in (('text', found.text_state), ('image', found.image_state)):
     for k, v in state.items(): assert torch.allclose(v, expected[name][k], atol=1e-4), (k, (v - expected[name][k]).abs().max())
@@ -293,11 +299,12 @@ for row, (loss_t, loss_v) in zip(found.history[1:], expected['losses']): assert 
 
 @pytest.mark.parametrize('world, classes, n, recipe, short', [(3, 10, 33, 'paper', True), (4, 3, 17, 'official', False)])      # aliases; fewer classes, and images of a step, than processes
 def test_training_in_parts(job, own_clip, tmp_path, world, classes, n, recipe, short):
+    from reclip.clip import Clip
     from reclip.selftrain import adapt as train
     model, preprocess, tokenizer = own_clip
     model.visual.register_module('spare', torch.nn.LayerNorm(3))
     aliases = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], *names[4:]][:classes]
-    found = train(model, demo.demo_digits()[0][:n], preprocess, tokenizer, aliases, demo.templates[:2], epochs=2, batch_size=8, recipe=recipe, lr_image=.002)
+    found = train(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:n], aliases, demo.templates[:2], epochs=2, batch_size=8, recipe=recipe, lr_image=.002)
     assert not torch.equal(found.image_state['visual.ln_post.weight'], dict(model.named_parameters())['visual.ln_post.weight'])
     torch.save(dict(text=found.text_state, image=found.image_state, pseudo_labels=found.pseudo_labels, losses=[(o['loss_t'], o['loss_v']) for o in found.history[1:]]), tmp_path / 'expected.pt')
     fine(job(world, training, expected=str(tmp_path / 'expected.pt'), classes=classes, n=n, recipe=recipe, short=short))
@@ -372,13 +379,13 @@ def test_an_error_in_one_process_alone_is_said_by_it(job, digits_folder, tmp_pat
     "An image that vanishes during training: the process that misses it says so, the other that it cannot go on"
     code = '''
 import sys, reclip.cli
-from reclip import clip
-real = clip.ImageDataset.__getitem__
+from reclip import pictures
+real = pictures.ImageDataset.__getitem__
 def missing(self, i):
-    if rank == 1 and missing.on: raise clip.UnreadableImage('07.png: not there')
+    if rank == 1 and missing.on: raise pictures.UnreadableImage('07.png: not there')
     return real(self, i)
 missing.on = False
-clip.ImageDataset.__getitem__ = missing
+pictures.ImageDataset.__getitem__ = missing
 from reclip import selftrain
 train = selftrain.train_epoch
 def train_epoch(*args): missing.on = True; return train(*args)

@@ -165,7 +165,7 @@ def test_adapts_by_name(name, toys, images, tmp_path):
     needs_transformers(name)
     checkpoint = load_file(toys / f'{name}.safetensors')
     found = ReCLIP(name, str(toys / f'{name}.safetensors'), names, epochs=1, device='cpu').fit(images)
-    model = found._clip()[0]
+    model = found.loaded().model
     assert all(torch.equal(v, checkpoint[k]) for k, v in model.state_dict().items())
     assert found.history_[1]['steps'] == 1 and found.history_[1]['loss_t'] > .01 and found.history_[1]['loss_v'] > .01
     for state, norms in zip((found.text_state_, found.image_state_), norm_names(model)):
@@ -173,7 +173,7 @@ def test_adapts_by_name(name, toys, images, tmp_path):
     assert torch.equal(found.predict(images), found.labels_)
     again = ReCLIP.load(found.save(tmp_path / 'saved'), device='cpu')
     assert torch.equal(again.predict_proba(images), found.predict_proba(images))
-    pixels = torch.stack([found._clip()[1](o) for o in images])
+    pixels = torch.stack([found.loaded().preprocess(o) for o in images])
     assert torch.equal(again.predict_proba(pixels), found.predict_proba(images))
 
 

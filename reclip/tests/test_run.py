@@ -20,11 +20,12 @@ import torch
 from open_clip import factory
 from safetensors.torch import load_file, save_file
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, text_classifier
+from reclip.clip import Clip
 from reclip.images import find_images, read_path
 from reclip.run import adapt, export, info, predict, read_run, write_table
 from reclip.words import read_templates
 
-six = ['adapted.safetensors', 'config.json', 'features.safetensors', 'history.csv', 'predictions.csv', 'skipped.csv']
+all_files = ['adapted.safetensors', 'config.json', 'digests.safetensors', 'features.safetensors', 'history.csv', 'predictions.csv', 'skipped.csv']
 columns = ['path', 'label', 'confidence', 'probability', 'zero_shot_label', 'changed', 't_label', 'v_label', 'propagated_label']
 names, settings = list(demo.class_names), dict(model='demo', templates='digit', device='cpu', progress=False)
 
@@ -158,7 +159,7 @@ def rows(scans, tmp_path_factory, clip):
 
 def test_what_a_run_leaves(run, scans):
     folder, table = run
-    assert files(folder) == six and files(folder.parent) == ['run']
+    assert files(folder) == all_files and files(folder.parent) == ['run']
     written = pd.read_csv(folder / 'predictions.csv')
     assert list(written) == columns and written.equals(table) and written.path.tolist() == [f'{i:03}.png' for i in range(120)]
     assert set(written.label) <= set(names) and written.probability.between(0, 1).all() and ((written.label != written.zero_shot_label) == written.changed).all()
@@ -168,7 +169,7 @@ def test_what_a_run_leaves(run, scans):
     tensors = load_file(folder / 'features.safetensors')
     assert tensors['rows'].tolist() == list(range(120)) and tensors['frozen'].shape == tensors['adapted'].shape == (120, 64) and tensors['frozen'].dtype == torch.float16
     config = json.loads((folder / 'config.json').read_text())
-    assert set(config) == {'settings', 'history', 'fingerprint', 'versions', 'run'} and config['settings']['templates'] == read_templates('digit') and config['settings']['epochs'] == 2
+    assert set(config) == {'settings', 'history', 'fingerprint', 'versions', 'run', 'notes'} and config['notes'] == [] and config['settings']['templates'] == read_templates('digit') and config['settings']['epochs'] == 2
     about = config['run']
     assert (about['method'], about['n_images'], about['n_skipped'], about['classes'], about['images'], about['features']) == ('adapt', 120, 0, names, str(scans), False) and {'system', 'python', 'device'} <= set(about['machine'])
     assert info(folder)['n_images'] == 120 and info(folder)['epochs'] == 2 and info(folder)['model'] == 'demo'
@@ -191,8 +192,8 @@ def test_the_same_run_twice(small, few, tmp_path):
 
 def test_training_free(free, run, rows):
     folder, table = free
-    assert files(folder) == six and list(table) == columns and read_run(folder)['run']['method'] == 'training-free' and len(pd.read_csv(folder / 'history.csv')) == 1
-    found, _, spread = label_features(torch.from_numpy(np.load(rows)), ReCLIP.load(folder).text_features_, 'P2')
+    assert files(folder) == all_files and list(table) == columns and read_run(folder)['run']['method'] == 'training-free' and len(pd.read_csv(folder / 'history.csv')) == 1
+    found, _, spread = label_features(torch.from_numpy(np.load(rows)), ReCLIP.load(folder).text_features_, projection='P2')
     assert [names[i] for i in found] == table.propagated_label.tolist() == table.label.tolist() and table.zero_shot_label.equals(run[1].zero_shot_label) and table.changed.any()
     assert table.propagated_label.equals(run[1].propagated_label) and np.allclose(table.probability, (spread.clamp(min=0) / spread.clamp(min=0).sum(1, keepdim=True)).max(1).values, atol=1e-3)
     new, probabilities, _ = predict(folder, rows, progress=False)
@@ -201,8 +202,8 @@ def test_training_free(free, run, rows):
 
 def test_zeroshot(scans, run, tmp_path, clip):
     table = adapt(scans, names, tmp_path / 'run', method='zeroshot', **settings)
-    assert files(tmp_path / 'run') == six and table.label.equals(run[1].zero_shot_label) and not table.changed.any() and table.propagated_label.isna().all()
-    features, texts = encode_images(clip[0], find_images(scans)[0], clip[1]), text_classifier(clip[0], clip[2], names, read_templates('digit'))
+    assert files(tmp_path / 'run') == all_files and table.label.equals(run[1].zero_shot_label) and not table.changed.any() and table.propagated_label.isna().all()
+    features, texts = encode_images(clip[0], find_images(scans)[0], clip[1]), text_classifier(Clip(*clip), names, read_templates('digit'))
     p = (100 * features @ texts.T).softmax(1).max(1)
     assert [names[i] for i in p.indices] == table.label.tolist() and np.allclose(table.probability, p.values, atol=1e-3)
     assert predict(tmp_path / 'run', scans, progress=False)[0].label.equals(table.label)
@@ -213,7 +214,7 @@ def test_features_give_what_their_images_give(rows, free, suffix, tmp_path):
     path = tmp_path / f'rows.{suffix}'
     np.save(path, np.load(rows)) if suffix == 'npy' else save_file(dict(image_features=torch.from_numpy(np.load(rows)), other=torch.ones(1)), path)
     table = adapt(path, names, tmp_path / 'run', **settings)
-    assert files(tmp_path / 'run') == six and table.drop(columns='path').equals(free[1].drop(columns='path')) and table.path.tolist() == [str(i) for i in range(120)]
+    assert files(tmp_path / 'run') == all_files and table.drop(columns='path').equals(free[1].drop(columns='path')) and table.path.tolist() == [str(i) for i in range(120)]
     about = read_run(tmp_path / 'run')['run']
     assert about['method'] == 'training-free' and about['features'] and about['n_images'] == 120
 
@@ -287,7 +288,7 @@ def test_a_run_is_replaced_only_when_asked(small, few, tmp_path):
     assert contents(tmp_path / 'run') == contents(small)
     with pytest.raises(FileExistsError, match='run exists'): adapt(few, names, tmp_path / 'run', method='zeroshot', resume=True, **settings)
     adapt(few, names, tmp_path / 'run', method='zeroshot', overwrite=True, **settings)
-    assert read_run(tmp_path / 'run')['run']['method'] == 'zeroshot' and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert read_run(tmp_path / 'run')['run']['method'] == 'zeroshot' and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
 
 
 class PowerCut(Exception): "Stops a run"
@@ -341,7 +342,7 @@ def test_an_unfinished_run_is_refused_without_resume(few, small, halves, tmp_pat
 def test_resume(few, small, halves, tmp_path, after, caplog):
     put(halves[after], tmp_path)
     with caplog.at_level('INFO', 'reclip'): adapt(str(few), ','.join(names), str(tmp_path / 'run'), epochs=1, resume=True, num_workers=2 * after, **settings)
-    assert same(tmp_path / 'run', small) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert same(tmp_path / 'run', small) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
     assert 'found the features of 60 images' in caplog.text and ('going on after epoch 1' in caplog.text) == (after == 1)
 
 
@@ -355,7 +356,7 @@ def test_resume_while_an_earlier_run_is_replaced(few, small, tmp_path):
     interrupted(few, tmp_path / 'run', 1, overwrite=True, epochs=2)
     assert contents(tmp_path / 'run') == contents(small)
     adapt(few, names, tmp_path / 'run', epochs=2, overwrite=True, resume=True, **settings)
-    assert read_run(tmp_path / 'run')['settings']['epochs'] == 2 and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert read_run(tmp_path / 'run')['settings']['epochs'] == 2 and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
 
 
 def test_resume_lists_what_was_skipped_before(few, tmp_path):
@@ -427,13 +428,13 @@ def test_leftovers_of_a_kill_do_not_stay(few, small, halves, tmp_path):
     put(halves[1], tmp_path)
     (tmp_path / 'run.partial' / '.checkpoint.safetensors-x1y2z3.safetensors').write_bytes(b'half of a file')
     adapt(few, names, tmp_path / 'run', epochs=1, resume=True, **settings)
-    assert same(tmp_path / 'run', small) and files(tmp_path / 'run') == six
+    assert same(tmp_path / 'run', small) and files(tmp_path / 'run') == all_files
 
 
 def test_a_kill_before_the_first_file(few, small, tmp_path):
     (tmp_path / 'run.partial').mkdir(); (tmp_path / 'run.partial' / '.begun.json-x1y2z3.json').write_bytes(b'{"me')
     adapt(few, names, tmp_path / 'run', epochs=1, resume=True, **settings)
-    assert same(tmp_path / 'run', small) and files(tmp_path / 'run') == six
+    assert same(tmp_path / 'run', small) and files(tmp_path / 'run') == all_files
 
 
 @pytest.mark.parametrize('earlier', [False, True])
@@ -441,11 +442,11 @@ def test_a_kill_before_the_last_rename(few, small, tmp_path, earlier, monkeypatc
     if earlier: shutil.copytree(small, tmp_path / 'run')
     def stop(*args): raise PowerCut
     with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr('reclip.run._finish', stop)
+        patch.setattr('reclip.run.finish', stop)
         adapt(few, names, tmp_path / 'run', epochs=1, overwrite=earlier, **settings)
     if earlier: assert contents(tmp_path / 'run') == contents(small)
     adapt(few, names, tmp_path / 'run', epochs=1, resume=True, overwrite=earlier, **settings)
-    assert same(tmp_path / 'run', small) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert same(tmp_path / 'run', small) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
 
 
 def labelled(folder, words):
@@ -493,7 +494,7 @@ def test_killed_and_resumed_to_the_same_bytes(point, earlier, begin, uninterrupt
     assert code == -signal.SIGKILL or code == 0 and point == 'adapted.safetensors'
     if code: assert partial.is_dir() and (contents(output) == contents(small) if earlier else not output.exists())
     with caplog.at_level('INFO', 'reclip'): table = adapt(images, resume=True, output=output, **job)
-    assert same(output, whole) and files(tmp_path) == ['run'] and files(output) == six and len(table) == 200
+    assert same(output, whole) and files(tmp_path) == ['run'] and files(output) == all_files and len(table) == 200
     assert (point in ('begun.json', 'adapted.safetensors')) or 'found the features' in caplog.text
     assert point != 'checkpoint.safetensors' or 'going on after epoch' in caplog.text
     a, b = (pd.read_csv(o / 'history.csv').drop(columns='seconds') for o in (output, whole))
@@ -509,10 +510,10 @@ def test_a_full_disk(limit, left, earlier, begin, few, small, tmp_path):
     assert contents(output) == contents(small) if earlier else not output.exists()
     assert not partial.exists() or files(partial) == left and all(json.loads(o.read_text()) if o.suffix == '.json' else load_file(o) for o in partial.iterdir())
     adapt(few, output=output, resume=True, **job)
-    assert same(output, small) and files(tmp_path) == ['run'] and files(output) == six
+    assert same(output, small) and files(tmp_path) == ['run'] and files(output) == all_files
 
 
-@pytest.mark.parametrize('name', ['begun.json', 'frozen.safetensors', 'checkpoint.safetensors', *six])
+@pytest.mark.parametrize('name', ['begun.json', 'frozen.safetensors', 'checkpoint.safetensors', *all_files])
 def test_an_error_at_any_file(name, few, small, small_free, tmp_path, monkeypatch):
     job, expected = (dict(epochs=1), small) if 'checkpoint' in name else (dict(method='training-free'), small_free)
     real = os.replace
@@ -520,11 +521,11 @@ def test_an_error_at_any_file(name, few, small, small_free, tmp_path, monkeypatc
         if Path(b).name == name: raise OSError(28, 'No space left on device')
         return real(a, b)
     with monkeypatch.context() as patch:
-        patch.setattr('reclip.run.os.replace', fail)
+        patch.setattr(os, 'replace', fail)
         with pytest.raises(OSError, match='No space'): adapt(few, names, tmp_path / 'run', **job, **settings)
     assert not (tmp_path / 'run').exists() and not [o for o in contents(tmp_path) if Path(o).name == name or Path(o).name.startswith('.')]
     adapt(few, names, tmp_path / 'run', resume=True, **job, **settings)
-    assert same(tmp_path / 'run', expected) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert same(tmp_path / 'run', expected) and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
 
 
 def test_the_earlier_run_comes_back_when_the_last_rename_fails(few, small, tmp_path, monkeypatch):
@@ -534,20 +535,17 @@ def test_the_earlier_run_comes_back_when_the_last_rename_fails(few, small, tmp_p
         if Path(b) == tmp_path / 'run' and Path(a).name == 'run.partial': raise OSError(16, 'Device or resource busy')
         return real(a, b)
     with monkeypatch.context() as patch, pytest.raises(OSError, match='busy'):
-        patch.setattr('reclip.run.os.replace', fail)
+        patch.setattr(os, 'replace', fail); patch.setattr('reclip.folders.exchange', lambda a, b: False)
         adapt(few, names, tmp_path / 'run', method='zeroshot', overwrite=True, **settings)
     assert contents(tmp_path / 'run') == contents(small) and files(tmp_path) == ['run', 'run.partial']
     adapt(few, names, tmp_path / 'run', method='zeroshot', overwrite=True, resume=True, **settings)
-    assert read_run(tmp_path / 'run')['run']['method'] == 'zeroshot' and files(tmp_path) == ['run'] and files(tmp_path / 'run') == six
+    assert read_run(tmp_path / 'run')['run']['method'] == 'zeroshot' and files(tmp_path) == ['run'] and files(tmp_path / 'run') == all_files
 
 
 def test_a_folder_that_cannot_be_written(few, tmp_path, monkeypatch):
-    real = Path.mkdir
-    def refuse(self, *args, **kwargs):
-        if self.name == 'run.partial': raise PermissionError(13, 'Permission denied', str(self))
-        return real(self, *args, **kwargs)
-    monkeypatch.setattr(Path, 'mkdir', refuse)
-    with pytest.raises(PermissionError, match='run.partial'): adapt(few, names, tmp_path / 'run', epochs=1, **settings)
+    def refuse(*args, **kwargs): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('reclip.folders.tempfile.TemporaryFile', refuse)
+    with pytest.raises(PermissionError, match='cannot be written to .Permission denied.'): adapt(few, names, tmp_path / 'run', epochs=1, **settings)
     assert not files(tmp_path)
 
 
@@ -555,7 +553,7 @@ def test_a_folder_that_cannot_be_written(few, tmp_path, monkeypatch):
 def test_a_read_only_folder(few, tmp_path):
     tmp_path.chmod(0o555)
     try:
-        with pytest.raises(PermissionError, match='run.partial'): adapt(few, names, tmp_path / 'run', epochs=1, **settings)
+        with pytest.raises(PermissionError, match='cannot be written to'): adapt(few, names, tmp_path / 'run', epochs=1, **settings)
         assert not files(tmp_path)
     finally: tmp_path.chmod(0o755)
 
@@ -801,7 +799,7 @@ def test_an_export_replaces_nothing_and_is_whole(run, tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     with pytest.raises(FileExistsError, match='exists'): export(run[0], tmp_path / 'out')
     def fail(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('reclip.run._json', fail)
+    monkeypatch.setattr('reclip.run.write_json', fail)
     with pytest.raises(OSError, match='No space'): export(run[0], tmp_path / 'other')
     assert files(tmp_path) == ['out'] and not files(tmp_path / 'out')
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo
-from reclip.selftrain import norm_parameters
+from reclip.norms import norm_parameters
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,8 @@ def test_no_half_written_folder(fitted, tmp_path, monkeypatch, at, existing):
     if at == 'json': monkeypatch.setattr('pathlib.Path.write_text', fail)
     if at == 'rename':
         real = os.replace
-        monkeypatch.setattr('reclip.adapt.os.replace', lambda a, b: fail() if str(a).endswith('new') else real(a, b))
+        monkeypatch.setattr('reclip.folders.exchange', lambda a, b: False)
+        monkeypatch.setattr(os, 'replace', lambda a, b: fail() if str(a).endswith('new') else real(a, b))
     with pytest.raises(OSError, match='No space'): fitted.save(tmp_path / 'run', overwrite=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from reclip import ReCLIP, demo, label_features, neighbor_graph
 from reclip.approximate import approximate_neighbors
-from reclip.clip import cut_tokens, encode_text, placer
+from reclip.clip import Clip, cut_tokens, encode_text, placer
 from reclip.graph import affinity_graph, nearest_neighbors
-from reclip.pseudolabel import propagate, propagate_blocks, propagate_labels, summarize
+from reclip.pseudolabel import propagate, propagate_labels
 from reclip.selftrain import adapt, borrowed, norm_parameters, texts_with_gradients, tuned
 from reclip.tests.conftest import blobs
+import reclip.blocks
 import reclip.graph
-import reclip.pseudolabel
 import reclip.selftrain
 
 
@@ -58,12 +58,12 @@ def test_which_way_is_taken(monkeypatch):
     monkeypatch.setattr('reclip.approximate.approximate_neighbors', lambda nodes, k, **_: seen.append(len(nodes)) or (*nearest_neighbors(nodes, k), 1.))
     monkeypatch.setattr(reclip.graph, 'EXACT_UP_TO', 100)
     small, large = (blobs(n, 4)[0].float() for n in (100, 101))
-    neighbor_graph(small, 5); assert not seen
-    neighbor_graph(large, 5); assert seen == [101]
-    neighbor_graph(large, 5, search='exact'); assert seen == [101]
-    neighbor_graph(small, 5, search='approximate'); assert seen == [101, 100]
+    neighbor_graph(small, n_neighbors=5); assert not seen
+    neighbor_graph(large, n_neighbors=5); assert seen == [101]
+    neighbor_graph(large, n_neighbors=5, search='exact'); assert seen == [101]
+    neighbor_graph(small, n_neighbors=5, search='approximate'); assert seen == [101, 100]
     monkeypatch.setattr(reclip.graph, 'find_spec', lambda name: None)
-    neighbor_graph(large, 5); assert seen == [101, 100]                       # without faiss: all pairs
+    neighbor_graph(large, n_neighbors=5); assert seen == [101, 100]                       # without faiss: all pairs
     for call in (lambda: neighbor_graph(small, search='fast'), lambda: label_features(*blobs(50, 4)[:2], search='fast')):
         with pytest.raises(ValueError, match="auto, exact, approximate"): call()
 
@@ -95,8 +95,8 @@ def test_renumbering_and_the_embedding_bag_change_nothing(monkeypatch):
     images, texts, _ = blobs(900, 40, d=24)
     S = neighbor_graph(torch.cat([texts, images]))
     exact = propagate(S, 40, tol=1e-10, max_iter=500)
-    monkeypatch.setattr(reclip.pseudolabel, '_renumbered', lambda S, least=1, real=reclip.pseudolabel._renumbered: real(S, least))
-    T, number = reclip.pseudolabel._renumbered(S)
+    monkeypatch.setattr(reclip.blocks, '_renumbered', lambda S, least=1, real=reclip.blocks._renumbered: real(S, least))
+    T, number = reclip.blocks._renumbered(S)
     assert not torch.equal(number, torch.arange(940)) and torch.equal(T.to_dense()[number][:, number], S.to_dense())
     assert torch.allclose(propagate(S, 40, tol=1e-10, max_iter=500), exact, atol=1e-9)
     single = neighbor_graph(torch.cat([texts, images]).float())
@@ -186,12 +186,12 @@ def test_attention_is_fused(own_clip, digits):
 
 def test_gradient_checkpointing_changes_memory_and_nothing_else(clip, digits):
     model, preprocess, tokenizer = clip
-    plain, tight = (adapt(model, digits[0][:100], preprocess, tokenizer, demo.class_names, demo.templates[:1], epochs=1, grad_checkpointing=o) for o in (False, True))
+    plain, tight = (adapt(Clip(model, preprocess, tokenizer), digits[0][:100], demo.class_names, demo.templates[:1], epochs=1, grad_checkpointing=o) for o in (False, True))
     assert torch.allclose(plain.logits, tight.logits, atol=1e-3) and not model.visual.transformer.grad_checkpointing
     model = copy.deepcopy(model)
     for m in model.visual.modules():
         if hasattr(m, 'grad_checkpointing'): del m.grad_checkpointing
-    with pytest.raises(ValueError, match='grad_checkpointing: the image tower VisionTransformer has none'): adapt(model, digits[0][:50], preprocess, tokenizer, demo.class_names, epochs=1, grad_checkpointing=True)
+    with pytest.raises(ValueError, match='grad_checkpointing: the image tower VisionTransformer has none'): adapt(Clip(model, preprocess, tokenizer), digits[0][:50], demo.class_names, epochs=1, grad_checkpointing=True)
 
 
 def test_compile_is_switched_on_and_off_again(clip, digits, monkeypatch):
@@ -201,7 +201,7 @@ def test_compile_is_switched_on_and_off_again(clip, digits, monkeypatch):
         def program(*args): used.append(1); return function(*args)
         return program
     monkeypatch.setattr(torch, 'compile', compiler)
-    plain, compiled = (adapt(model, digits[0][:70], preprocess, tokenizer, demo.class_names, demo.templates[:1], epochs=1, compile=o) for o in (False, True))
+    plain, compiled = (adapt(Clip(model, preprocess, tokenizer), digits[0][:70], demo.class_names, demo.templates[:1], epochs=1, compile=o) for o in (False, True))
     assert used and torch.equal(plain.logits, compiled.logits) and model.visual._compiled_call_impl is None
     with pytest.raises(KeyboardInterrupt):
         with tuned(model, True, True): raise KeyboardInterrupt
@@ -227,14 +227,14 @@ def test_on_a_gpu():
     pixels = torch.stack([preprocess(o) for o in demo.demo_digits()[0][:256]])
     def waits(batch_size):
         "How often the host waits for the device while an epoch of training runs"
-        def counted(*args, real=reclip.selftrain.train_epoch):
+        def counted(*args, real=reclip.selftrain.train_epoch, **more):
             torch.cuda.set_sync_debug_mode('warn')
-            try: return real(*args)
+            try: return real(*args, **more)
             finally: torch.cuda.set_sync_debug_mode('default')
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter('always')
             patch.setattr(reclip.selftrain, 'train_epoch', counted)
-            adapt(model, pixels, None, tokenizer, demo.class_names, demo.templates[:1], epochs=1, batch_size=batch_size)
+            adapt(Clip(model, None, tokenizer), pixels, demo.class_names, demo.templates[:1], epochs=1, batch_size=batch_size)
         return sum('synchroniz' in str(w.message) for w in seen)
     assert waits(16) == waits(128)                                             # eight times the steps, not one wait more
     plain, mixed = (ReCLIP.from_model(model, None, tokenizer, demo.class_names, templates=demo.templates, epochs=1, precision=o).fit(pixels) for o in ('float32', 'bfloat16'))

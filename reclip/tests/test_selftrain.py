@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 from reclip import ReCLIP, accuracy, demo, released
+from reclip.clip import Clip
 from reclip.selftrain import adapt, default_epochs, norm_parameters
 
 
@@ -11,10 +12,10 @@ from reclip.selftrain import adapt, default_epochs, norm_parameters
 def test_equals_the_released_loop(clip, digits, recipe):
     model, preprocess, tokenizer = clip
     pixels = torch.stack([preprocess(o) for o in digits[0]])
-    logits, losses, _ = released.run(model, pixels, tokenizer, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
+    logits, losses, _ = released.run(Clip(*clip), pixels, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
     history, seen = [], []
     for epochs in (0, 1, 2):
-        found = adapt(model, pixels, None, tokenizer, demo.class_names, demo.templates[:2], epochs=epochs, recipe=recipe, max_dim=768, max_iter=20)
+        found = adapt(Clip(model, None, tokenizer), pixels, demo.class_names, demo.templates[:2], epochs=epochs, recipe=recipe, max_dim=768, max_iter=20)
         seen.append(found.logits.mean(0))
         history = found.history
     for ours, theirs in zip(seen, logits):
@@ -32,8 +33,7 @@ class Labelled(Dataset):
 
 
 def result_of(images, clip, **settings):
-    model, preprocess, tokenizer = clip
-    return adapt(model, images, preprocess, tokenizer, demo.class_names, demo.templates[:2], epochs=1, **settings)
+    return adapt(Clip(*clip), images, demo.class_names, demo.templates[:2], epochs=1, **settings)
 
 
 def same(a, b):
@@ -90,7 +90,7 @@ def test_the_model_comes_back_as_it_was(own_clip, digits):
 def test_it_comes_back_after_an_error(own_clip, digits):
     model, preprocess, tokenizer = own_clip
     values = copy.deepcopy(model.state_dict())
-    with pytest.raises(FloatingPointError, match='lower lr_text or lr_image'):
+    with pytest.raises(FloatingPointError, match='lower lr_(text|image)'):
         ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=2, lr_image=1e30).fit(digits[0][:100])
     assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
 

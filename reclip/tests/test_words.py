@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 from reclip import ReCLIP, demo, text_classifier
+from reclip.clip import Clip
 from reclip.words import TEMPLATES, read_classes, read_templates
 from reclip.zeroshot import check_templates, class_prompts
 
@@ -179,8 +180,8 @@ def test_an_empty_file_of_templates(tmp_path):
 def test_descriptions_change_the_features_of_their_class(clip, tmp_path):
     words = read_classes(written(tmp_path / 'c.json', json.dumps({'zero': ['a closed round stroke.'], 'one | ace': [], 'two': []})))
     model, _, tokenizer = clip
-    plain = text_classifier(model, tokenizer, words.class_names, demo.templates)
-    found = text_classifier(model, tokenizer, words.class_names, demo.templates, descriptions=words.descriptions)
+    plain = text_classifier(Clip(*clip), words.class_names, demo.templates)
+    found = text_classifier(Clip(*clip), words.class_names, demo.templates, descriptions=words.descriptions)
     assert torch.equal(found[1:], plain[1:]) and (found[0] - plain[0]).abs().max() > 1e-3 and torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-5)
     prompts = [*(t.replace('{}', 'zero') for t in demo.templates), 'a closed round stroke.']
     with torch.no_grad(): rows = model.encode_text(tokenizer(prompts), normalize=True)
@@ -195,5 +196,5 @@ def test_descriptions_reach_the_labels(digits):
 
 @pytest.mark.parametrize('descriptions', [[], [['a']], [['a'], [], []], [['a'], ['']], [['a'], 'b'], [['a'], [1]], 'ab'])
 def test_a_wrong_number_or_kind_of_descriptions_is_refused(clip, descriptions):
-    with pytest.raises(ValueError, match='descriptions'): text_classifier(clip[0], clip[2], ['cat', 'dog'], descriptions=descriptions)
+    with pytest.raises(ValueError, match='descriptions'): text_classifier(Clip(*clip), ['cat', 'dog'], descriptions=descriptions)
     with pytest.raises(ValueError, match='descriptions'): ReCLIP('demo', class_names=['cat', 'dog'], descriptions=descriptions, epochs=0).fit([demo.demo_digits()[0][0]] * 30)
