@@ -125,7 +125,8 @@ class Training(OneProcess):
         self.centroids = self.first_text
         if state is not None:
             found = put_training_state(state, self.clip.model, self.optimizer, self.generator)
-            vars(self).update(found)  # centroids, before, first
+            for name in ('centroids', 'before', 'first'):
+                setattr(self, name, found[name])
             self.history = [dict(row) for row in state.history]
             self.trained = dict(state.trained)
             self.bar.update(len(self.history) * -(-len(self.data) // self.settings.batch_size))
@@ -196,7 +197,7 @@ class Training(OneProcess):
         )
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-adapt
-default_epochs = DEFAULTS.training_epochs  # of N images: the released code's rule
+default_epochs = DEFAULTS.training_epochs  # number of images -> epochs, the released code's rule
 
 
 def adapt(

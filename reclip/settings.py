@@ -164,7 +164,7 @@ def _number(value, about):
         return False
     if about['kind'] is int and not -(2**63) <= value < 2**63:
         return False
-    return about.get('low', -float('inf')) <= value < float('inf') and (
+    return about.get('low', -float('inf')) <= value < 2.0**128 and (
         'above' not in about or about['above'] < value < about['below']
     )
 
@@ -189,6 +189,8 @@ def wrong_setting(
         return None
     if about['kind'] is int and isinstance(value, Integral) and not isinstance(value, bool) and abs(value) >= 2**63:
         return f"{name}: expected a whole number of at most 64 bits, got one of {len(str(value))} digits"
+    if about['kind'] is float and isinstance(value, Real) and value >= 2.0**128:
+        return f"{name}: expected a number of at most 3.4e38, as 32 bits can hold, got {value!r}"
     return f"{name}: expected {'a whole' if about['kind'] is int else 'a'} number {_range(about)}, got {value!r}"
 
 
