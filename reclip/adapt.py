@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 from .clip import Clip, ImageDataset, encode_images, load_clip, unit_rows
 from .devices import is_first, split
+from .files import read_json
 from .kept import TrainingState
 from .norms import borrowed, fingerprint, norm_parameters, norm_state
 from .projection import projection_basis
@@ -64,7 +65,7 @@ def read_folder(
     folder = Path(folder)
     for name in ('config.json', 'adapted.safetensors'):
         if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name} is not there; {folder} is not a folder that ReCLIP.save wrote")
-    try: return load_file(folder / 'adapted.safetensors'), json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    try: return load_file(folder / 'adapted.safetensors'), read_json(folder / 'config.json')
     except (ValueError, SafetensorError) as e: raise ValueError(f"{folder} is damaged: {type(e).__name__}: {e}; save it again") from e
 
 # %% ../nbs/07_reclip.ipynb #reclip-reclip

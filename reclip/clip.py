@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from .settings import DEFAULTS, Settings, using
-from .devices import alike, default_device, everyone, gather_rows, is_first, share, together, world
+from .devices import alike, default_device, everyone, gather_rows, is_first, share, short_sockets, together, world
 
 # %% ../nbs/01_clip.ipynb #clip-load-clip
 def _check_name(
@@ -214,7 +214,10 @@ def image_loader(
     **settings, # of DataLoader: batch_size or batch_sampler, collate_fn
 )->DataLoader:
     "Batches of images, in memory that a GPU can fetch from while it computes; no global random numbers are drawn"
-    return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=torch.device(device).type == 'cuda', **settings)
+    if num_workers:
+        short_sockets()
+    pinned = torch.device(device).type == 'cuda'
+    return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=pinned, **settings)
 
 def usual_batch(
     device:str|torch.device, # where the model is

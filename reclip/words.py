@@ -6,13 +6,17 @@
 __all__ = ['TEMPLATES', 'Words', 'read_classes', 'read_templates']
 
 # %% ../nbs/08a_words.ipynb #words-export-imports
+import csv
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-from .files import read_json, read_text
+from .files import regular_file
+from .lists import FORMS, as_they_stand, from_values, parse_values, read_list, unquoted
+from .notes import note
 from .zeroshot import check_class_names, check_templates
 
 # %% ../nbs/08a_words.ipynb #words-read-classes
@@ -21,42 +25,96 @@ class Words(NamedTuple):
     class_names:list[list[str]]         # M lists of aliases, the shown name first
     descriptions:list[list[str]]|None   # M lists of sentences; None: nobody wrote any
 
+_SUFFIXES = ('.txt', '.json', '.jsonl', '.csv', '.tsv', '.yaml', '.yml', '.names')
+
+
 def _aliases(line): return [name.strip() for name in line.split('|')]
+
 
 def _described(found, where):
     "Names and sentences of {class: [sentences]}"
     sentences = [[o] if isinstance(o, str) else o for o in found.values()]
-    if not all(isinstance(o, list) and all(isinstance(s, str) and s.strip() for s in o) for o in sentences): raise ValueError(f"{where}: expected {{class: [sentences]}}, with a list of strings for each class, none of them blank")
+    if not all(isinstance(o, list) and all(isinstance(s, str) and s.strip() for s in o) for o in sentences):
+        raise ValueError(f"{where}: expected {{class: [sentences]}}, with a list of strings for each class, none of "
+                         f"them blank, or another form: {FORMS.removeprefix('expected ')}")
     return [_aliases(name) for name in found], sentences if any(sentences) else None
 
-def _from_json(path):
-    found = read_json(path, 'classes')
-    if isinstance(found, dict): return _described(found, path)
-    if isinstance(found, list) and all(isinstance(o, (str, list)) for o in found): return [_aliases(o) if isinstance(o, str) else o for o in found], None
-    raise ValueError(f"{path}: expected a list of names or {{class: [sentences]}}, got {type(found).__name__}")
+
+def _is_path(text):
+    "Whether what somebody gave names a file, rather than being the words themselves"
+    if os.path.exists(text):
+        return not os.path.isdir(text) or os.sep in str(text)
+    return not isinstance(text, str) or text.lower().endswith(_SUFFIXES) or os.sep in text and ',' not in text
+
+
+def _typed(text, where):
+    "Words with commas between them, or what JSON says"
+    if text.strip()[:1] in ('[', '{') and text.strip()[-1:] in (']', '}'):
+        return from_values(parse_values(text, where), where)
+    quoted = re.search(r'(^|,)\s*"', text)
+    try:
+        cells = next(csv.reader([text], skipinitialspace=True, strict=True)) if quoted else text.split(',')
+    except csv.Error as e:
+        raise ValueError(f"{where}: {text[:60]!r} has a quote too many: {e}") from e
+    names = unquoted([o.strip() for o in cells if o.strip()], where)
+    as_they_stand(names, where)
+    return names
+
+
+def _in_file(path):
+    "What a file says, and the line of each name; `FileNotFoundError` if it is not there"
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is not there; expected a file with one class a line, or names with commas "
+                                "between them")
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{path} is a folder; expected a file with one class a line, or names with commas "
+                                "between them")
+    words, lines = read_list(regular_file(path, 'classes'), 'classes')
+    if len(words) == 1 and isinstance(words, list) and isinstance(words[0], str) and ',' in words[0]:
+        words, lines = _typed(words[0], os.fspath(path)), None
+        note(f"{path}: one line with commas was read as {len(words):,} names")
+    if isinstance(words, list) and words and all(isinstance(o, str) and o.isdecimal() for o in words):
+        note(f"{path}: all {len(words):,} names are numbers, and are used as words; if they are ids, write the names")
+    return words, lines
+
+
+def _check(names, lines, where):
+    "`ValueError` for names that cannot be told apart, or are no words, with their line"
+    def line(m): return f'line {lines[int(m[1] or m[2])]}' if lines else m[0]
+    try:
+        check_class_names(names)
+    except ValueError as e:
+        place = r'^class_names\[(\d+)\](?=: )|(?<=stands already at )\[(\d+)\](?=; two classes)'
+        raise ValueError(f"{where}: " + re.sub(place, line, str(e).removeprefix('class_names: '))) from e
+    shown = [o[0] for o in names]
+    if all(re.fullmatch(r'n\d{8}|LABEL_\d+', o) for o in shown):
+        raise ValueError(f"{where}: the names are ids, such as {shown[0]}, and no words; {FORMS}")
+    every = [o for aliases in names for o in aliases]
+    odd = next((o for o in every if any(unicodedata.category(c) in ('Cc', 'Cs') for c in o)), None)
+    if odd is not None:
+        raise ValueError(f"{where}: {odd!r} holds a character that is no part of a text; write it without")
+
 
 def read_classes(
-    classes:str|os.PathLike|Sequence|Mapping, # `.txt` file with one class a line, `.json` file, words with commas between them, a list, or {class: [sentences]}; `|` separates aliases
+    classes:str|os.PathLike|Sequence|Mapping, # file, see page 00f; words with commas; list; or {class: [sentences]}
 )->Words: # names, aliases and descriptions
     "Class names in any form; `ValueError` names the line that is wrong, `FileNotFoundError` the file that is not there"
-    where, descriptions, lines = 'classes', None, None
-    if isinstance(classes, Mapping): names, descriptions = _described(classes, where)
-    elif not isinstance(classes, (str, os.PathLike)): names = [_aliases(o) if isinstance(o, str) else list(o) if isinstance(o, (list, tuple)) else [o] for o in classes]
-    elif os.path.isfile(classes):
-        where = classes = os.fspath(classes)
-        if classes.lower().endswith('.json'): names, descriptions = _from_json(classes)
+    where, lines, words = 'classes', None, classes
+    if isinstance(classes, (str, os.PathLike)):
+        if _is_path(classes):
+            where = os.fspath(classes)
+            words, lines = _in_file(classes)
         else:
-            lines = [(i, line) for i, line in enumerate(read_text(classes, 'classes').splitlines(), 1) if line.strip()]
-            names = [_aliases(line) for _, line in lines]
+            words = _typed(classes, where)
+    if isinstance(words, Mapping):
+        names, descriptions = _described(words, where)
     else:
-        text = os.fspath(classes)
-        if not isinstance(classes, str) or text.lower().endswith(('.txt', '.json', '.csv')) or os.sep in text and ',' not in text: raise FileNotFoundError(f"{text} is not there; expected a file with one class a line, or names with commas between them")
-        names = [_aliases(o) for o in text.split(',') if o.strip()]
-    if not names: raise ValueError(f"{where} holds no class names; write one a line")
-    try: check_class_names(names)
-    except ValueError as e:
-        def line(m): return f'line {lines[int(m[1] or m[2])][0]}' if lines else m[0]
-        raise ValueError(f"{where}: " + re.sub(r'^class_names\[(\d+)\](?=: )|(?<=stands already at )\[(\d+)\](?=; two classes)', line, str(e).removeprefix('class_names: '))) from e
+        several = [list(o) if isinstance(o, tuple) else o for o in words]
+        names = [_aliases(o) if isinstance(o, str) else o if isinstance(o, list) else [o] for o in several]
+        descriptions = None
+    if not names:
+        raise ValueError(f"{where} holds no class names; write one a line")
+    _check(names, lines, where)
     return Words(names, descriptions)
 
 # %% ../nbs/08a_words.ipynb #words-templates
@@ -75,22 +133,45 @@ TEMPLATES = dict(
     drawing=('a drawing of a {}.', 'a sketch of a {}.', 'a cartoon of a {}.', 'a painting of a {}.'),
     medical=('a medical image of {}.', 'a microscope image of {}.', 'a scan that shows {}.'))
 
+
+def _is_set(given):
+    "Whether an item of a list is a set or a file of sentences, rather than a sentence"
+    if not isinstance(given, str):
+        return isinstance(given, os.PathLike)
+    return ' ' not in given and '{}' not in given or os.path.exists(given)
+
+
 def _together(several):
     "Sentences of all items of a list, each once"
-    if not isinstance(several, Sequence): raise ValueError(f"templates: expected a string or a list, got {type(several).__name__}")
-    found = [s for o in several for s in (read_templates(o) if isinstance(o, os.PathLike) or isinstance(o, str) and (' ' not in o and '{}' not in o or os.path.isfile(o)) else [o])]
+    if not isinstance(several, Sequence):
+        raise ValueError(f"templates: expected a string or a list, got {type(several).__name__}")
+    found = [s for o in several for s in (read_templates(o) if _is_set(o) else [o])]
     return list(dict.fromkeys(check_templates(found)))
 
+
+def _templates_of(path):
+    "Sentences of a file"
+    lines = read_list(path, 'templates').words
+    if not isinstance(lines, list) or not all(isinstance(o, str) for o in lines):
+        raise ValueError(f"{path}: expected one sentence a line, or a JSON list of them")
+    try:
+        return check_templates(lines)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
 def read_templates(
-    templates:str|os.PathLike|Sequence='photo', # name of a set in TEMPLATES, a sentence with `{}`, a `.txt` file with one a line, or a list of such things
+    templates:str|os.PathLike|Sequence='photo', # a set of TEMPLATES, a sentence with `{}`, a file of them, or a list
 )->list[str]: # (T,) sentences with `{}`
     "Templates in any form; `ValueError` says which sets there are, or which sentence lacks its `{}`"
-    if not isinstance(templates, (str, os.PathLike)): return _together(templates)
+    if not isinstance(templates, (str, os.PathLike)):
+        return _together(templates)
     text = os.fspath(templates)
-    if text in TEMPLATES: return list(TEMPLATES[text])
-    if os.path.isfile(text):
-        lines = [o.strip() for o in read_text(text, 'templates').splitlines() if o.strip()]
-        try: return check_templates(lines)
-        except ValueError as e: raise ValueError(f"{text}: {e}") from e
-    if '{}' in text: return check_templates([text])
-    raise ValueError(f"templates: {text!r} is not a file, holds no {{}} for the class name, and is none of the sets: {', '.join(TEMPLATES)}")
+    if text in TEMPLATES:
+        return list(TEMPLATES[text])
+    if os.path.exists(text):
+        return _templates_of(text)
+    if '{}' in text:
+        return check_templates([text])
+    raise ValueError(f"templates: {text!r} is not a file, holds no {{}} for the class name, and is none of the sets: "
+                     + ', '.join(TEMPLATES))

@@ -57,7 +57,7 @@ def test_page_is_whole_and_safe(made):
     assert len(re.findall(r'<h2', text)) == 14 and text.count('src="data:image/') > 50
     notebook = json.loads((made / 'RUN' / 'report.ipynb').read_text(encoding='utf-8'))
     assert all(c['outputs'] for c in notebook['cells'] if c['cell_type'] == 'code' and c['id'] not in ('report-parameters', 'report-setup'))
-    assert sorted(p.name for p in (made / 'RUN').iterdir()) == ['adapted.safetensors', 'config.json', 'features.safetensors', 'history.csv', 'predictions.csv', 'report.html', 'report.ipynb', 'skipped.csv']
+    assert sorted(p.name for p in (made / 'RUN').iterdir()) == ['adapted.safetensors', 'config.json', 'digests.safetensors', 'features.safetensors', 'history.csv', 'predictions.csv', 'report.html', 'report.ipynb', 'skipped.csv']
 
 
 def test_without_labels_no_accuracy_and_nothing_of_the_run_folder_is_imported(made, tmp_path):

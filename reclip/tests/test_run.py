@@ -25,7 +25,7 @@ from reclip.images import find_images, read_path
 from reclip.run import adapt, export, info, predict, read_run, write_table
 from reclip.words import read_templates
 
-six = ['adapted.safetensors', 'config.json', 'features.safetensors', 'history.csv', 'predictions.csv', 'skipped.csv']
+six = ['adapted.safetensors', 'config.json', 'digests.safetensors', 'features.safetensors', 'history.csv', 'predictions.csv', 'skipped.csv']
 columns = ['path', 'label', 'confidence', 'probability', 'zero_shot_label', 'changed', 't_label', 'v_label', 'propagated_label']
 names, settings = list(demo.class_names), dict(model='demo', templates='digit', device='cpu', progress=False)
 

@@ -92,12 +92,12 @@ def test_an_alias_without_a_name(tmp_path, content, line):
     with pytest.raises(ValueError, match=f'c.txt: line {line}: expected a non-empty string'): read_classes(written(tmp_path / 'c.txt', content))
 
 
-@pytest.mark.parametrize('content', ['{', '["cat", "dog"', "['cat', 'dog']", '["cat",, "dog"]', 'cat\ndog\n', '["cat", "dog"] more', '{"cat": ["a"'])
+@pytest.mark.parametrize('content', ['{', '["cat", "dog"', '["cat",, "dog"]', 'cat\ndog\n', '["cat", "dog"] more', '{"cat": ["a"'])
 def test_invalid_json(tmp_path, content):
     with pytest.raises(ValueError, match='c.json is not valid JSON: .*line 1'): read_classes(written(tmp_path / 'c.json', content))
 
 
-@pytest.mark.parametrize('content', ['3', 'null', 'true', '"cat,dog"', '[1, 2]', '["cat", 2]', '["cat", null]', '["cat", {"dog": []}]', '["cat", ["dog", 1]]', '["cat", ["dog", ["hound"]]]', '["cat", []]', '["cat", ""]', '{"cat": 1, "dog": 2}', '{"cat": [1], "dog": []}',
+@pytest.mark.parametrize('content', ['3', 'null', 'true', '"cat,dog"', '[1, 2]', '["cat", 2]', '["cat", null]', '["cat", {"dog": []}]', '["cat", ["dog", 1]]', '["cat", ["dog", ["hound"]]]', '["cat", []]', '["cat", ""]', '{"cat": [1], "dog": []}',
                                      '{"cat": null, "dog": null}', '{"cat": {"a": "b"}, "dog": []}', '{"cat": [["a"]], "dog": []}', '{"": [], "dog": []}'])
 def test_json_of_another_shape(tmp_path, content):
     with pytest.raises(ValueError, match='c.json: .*(expected|empty list of aliases)'): read_classes(written(tmp_path / 'c.json', content))
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match='is not there'): read_classes(name)
     with pytest.raises(FileNotFoundError, match='is not there'): read_classes(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match='is not there'): read_classes(tmp_path)
+    with pytest.raises(FileNotFoundError, match='is a folder'): read_classes(tmp_path)
 
 
 @pytest.mark.parametrize('name', sorted(TEMPLATES))
