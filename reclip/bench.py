@@ -6,7 +6,7 @@
 __all__ = ['app', 'propagation', 'adaptation', 'encoding', 'devices', 'all_', 'one', 'CASES', 'MEMORY', 'REPEATED', 'STAGES',
            'Baseline', 'Device', 'Method', 'ModelName', 'Output', 'Repeats', 'Seed', 'SyntheticImages', 'Threads',
            'add_row', 'command_line', 'measure', 'measured', 'plan', 'propagation_stages', 'provenance', 'read_rows',
-           'resident', 'slope', 'stopwatch', 'synthetic_features', 'versions']
+           'released', 'resident', 'slope', 'stopwatch', 'synthetic_features', 'versions']
 
 # %% ../nbs/13_bench.ipynb #bench-export-imports
 import functools
@@ -23,11 +23,11 @@ from .benchopts import COMMON, REPEATED, USUAL, check_sizes, common_options, how
 from .benchopts import Baseline, Device, Images, Method, ModelName, Output
 from .benchopts import Precision, Recipe, Repeats, Seed, Threads
 from .cases import CASES, STAGES, propagation_stages
-from .cli import command
 from .measuring import measure, measure_devices, measure_here
 from .meters import MEMORY, measured, resident, stopwatch
 from .plan import plan
 from .rows import add_row, command_line, provenance, read_rows, slope, tell_row, versions
+from .shell import command
 from .synthetic import SyntheticImages, synthetic_features
 
 # %% ../nbs/13_bench.ipynb #bench-options
@@ -239,7 +239,7 @@ _all_ = [
     'Seed',
 ]
 _all_ = ['SyntheticImages', 'Threads', 'add_row', 'command_line', 'measure', 'measured', 'plan', 'propagation_stages']
-_all_ = ['provenance', 'read_rows', 'resident', 'slope', 'stopwatch', 'synthetic_features', 'versions']
+_all_ = ['provenance', 'read_rows', 'released', 'resident', 'slope', 'stopwatch', 'synthetic_features', 'versions']
 
 # %% ../nbs/13_bench.ipynb #bench-main
 #| eval: false

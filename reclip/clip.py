@@ -180,6 +180,7 @@ def image_loader(
     pinned = torch.device(device).type == 'cuda'
     return DataLoader(data, num_workers=num_workers, generator=torch.Generator(), pin_memory=pinned, **settings)
 
+
 def usual_batch(
     device: str | torch.device,  # where the model is
 ) -> int:  # images in one forward pass

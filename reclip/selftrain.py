@@ -145,7 +145,9 @@ class Training(OneProcess):
             try:
                 basis = self.basis(text)
             except ValueError as e:
-                raise too_far(f'after epoch {epoch}, the class texts of T are no numbers', self.settings, 'lr_text') from e
+                raise too_far(
+                    f'after epoch {epoch}, the class texts of T are no numbers', self.settings, 'lr_text'
+                ) from e
         image = self.images() if epoch else self.frozen
         predicting = self.texts(self.first_prompts) if self.settings.recipe == 'official' else text
         predicted = student_labels(self.frozen, predicting, image, self.centroids)

@@ -69,6 +69,17 @@ def test_all_rows_of_the_pages_have_commands(device, monkeypatch):
     assert max(o[1]['n'] for o in seen if o[1].get('baseline')) == 10_000 and any(o[1].get('model') == 'ViT-L-14' for o in seen) == (device == 'cuda')
 
 
+def test_one_command_makes_all_rows_and_begins_their_files_anew(made, tmp_path, monkeypatch):
+    row, seen = json.loads(made.read_text()), []
+    for name in ('measure', 'measure_devices'):
+        monkeypatch.setattr(bench, name, lambda *about: row | dict(command=f'row {len(seen)}', settings=seen.append(about) or row['settings']))
+    (tmp_path / 'propagation-cpu.jsonl').write_text('an old row')
+    done = call('all', '--device', 'cpu', '--threads', 1, '--seed', 3, '-o', tmp_path)
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == len(seen) > len(bench.plan(False)), done.output
+    assert sorted(os.listdir(tmp_path)) == [f'{case}-cpu.jsonl' for case in ('adaptation', 'devices', 'encoding', 'propagation')]
+    assert len(bench.read_rows(tmp_path)) == len(seen) and all(o[-2]['seed'] == 3 and o[-2]['threads'] == 1 for o in seen)
+
+
 @pytest.mark.skipif(not PAGES.is_dir(), reason='the notebooks are in a checkout, not in an installed package')
 @pytest.mark.parametrize('case', [*bench.CASES, 'devices'])
 def test_commands_of_committed_rows_and_lines_under_their_figures_make_them_again(case, monkeypatch):

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 from reclip import demo, run
-from reclip.cli import _say, app
+from reclip.cli import app
+from reclip.shell import plain_messages
 
 WORDS = ', '.join(demo.class_names)
 
@@ -156,7 +157,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
 
 def test_messages_stand_above_bars(capsys):
     from tqdm import tqdm
-    _say(False, False)
+    plain_messages(False, False)
     with tqdm(total=2, file=sys.stderr, mininterval=0) as bar:
         bar.update()
         warnings.warn('careful'); logging.getLogger('reclip').info('100 images')
