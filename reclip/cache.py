@@ -313,8 +313,7 @@ def encode_cached(
     unreadable: Callable | None = None,  # see encode_images
     remark: Callable | None = None,  # see encode_images
     progress: bool = False,  # show bars
-    digests: list[bytes]
-    | None = None,  # of these images, if they are known already: what has become another file since then is unreadable
+    digests: list[bytes] | None = None,  # of these images, if they are known; what has changed since then is unreadable
     part: int = 8192,  # images that are encoded between one writing and the next
     **settings,  # of encode_images: batch_size, num_workers
 ) -> torch.Tensor:  # (N, D) float32 unit rows, on the model's device

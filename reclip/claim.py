@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from .folders import check_place, discard, hold
+from .folders import discard
 from .images import show_path
 from .kept import CannotGoOn, Seen, begin, finish, is_run, mend_run, partial_folder, read_begun, read_digests
 from .kept import read_tensors, recover_run, same_images, same_model
 from .notes import note
+from .places import check_place, hold
 from .run_folder import read_config, read_predictions
 from .tables import read_table
 
@@ -31,16 +32,15 @@ def check_free(
 ):
     "`FileExistsError` if something stands there that must stay"
     if os.path.exists(output) and not overwrite and not (resume and is_run(output)):
-        raise FileExistsError(
-            f"{output} exists; name another folder, or replace the run in it with overwrite=True (--overwrite)"
-        )
+        more = 'name another folder, or replace the run in it with overwrite=True (--overwrite)'
+        raise FileExistsError(f"{output} exists; {more}")
     if os.path.exists(output) and not is_run(output):
         raise FileExistsError(f"{output} is not a run of reclip, so it is not replaced; name another folder")
 
 
 def _within(path, folder):
     "Whether what stands at a path lies in a folder"
-    if not isinstance(path, (str, os.PathLike)) or not os.path.exists(path):
+    if not isinstance(path, (str, os.PathLike)) or not os.path.exists(os.path.expanduser(path)):
         return False
     return _real(path).startswith(_real(folder))
 
@@ -57,14 +57,9 @@ def _check_apart(output, images, others, overwrite):
         read = [images] if single else [*images[:1], *images[-1:]]
         within = next((o for o in read + others if _within(o, output)), None)
         if within is not None:
-            raise ValueError(
-                f"{show_path(within)} lies in {output}, which would be replaced; move it, or name another output"
-            )
+            raise ValueError(f"{show_path(within)} lies in {output}, which would be replaced; name another")
     if single and os.path.isdir(os.path.expanduser(images)) and _real(output).startswith(_real(images)):
-        note(
-            f"{show_path(output)} lies in the folder of the images, and is searched with it next time; "
-            "better name a folder elsewhere"
-        )
+        note(f"{show_path(output)} lies in the folder of the images, and is searched with it next time")
 
 # %% ../nbs/09e_claim.ipynb #claim-claim
 def claim(
@@ -101,10 +96,8 @@ def _check_unchanged(folder, weights, look):
     digests = read_digests(folder)
     whose = f'the run in {folder}'
     if before is None or digests is None:
-        return note(
-            f"{folder} was made by a version of reclip that kept no digests: "
-            "whether images or model have changed since is not known"
-        )
+        note(f"{folder} is of version 0.0.1, which kept no digests: whether images or model have changed is not known")
+        return
     same_model(before, weights, whose)
     skipped = read_table(folder / 'skipped.csv', dict(path=str)).path.tolist()
     about = read_tensors(folder / 'digests.safetensors')[1]
@@ -117,10 +110,8 @@ def _begun_with(work, settings, weights):
     begun = read_begun(work)
     other = [f'{k} was {begun.get(k)!r}, now {v!r}' for k, v in settings.items() if begun.get(k) != v]
     if other:
-        raise CannotGoOn(
-            f"{work} was begun with other settings: {', '.join(other[:3])}; "
-            "repeat the command as it was, or begin again with overwrite=True (--overwrite)"
-        )
+        more = 'repeat the command as it was, or begin again with overwrite=True (--overwrite)'
+        raise CannotGoOn(f"{work} was begun with other settings: {', '.join(other[:3])}; {more}")
     same_model(begun['weights'], weights)
     return begun['run_id']
 
@@ -147,10 +138,8 @@ def open_output(
     if not whole and not (work / 'begun.json').is_file():
         raise FileExistsError(f"{work} is in the way and is not an unfinished run; remove it or name another output")
     if not resume and not overwrite:
-        raise FileExistsError(
-            f"{work} holds an unfinished run; go on with resume=True (--resume), "
-            "or begin again with overwrite=True (--overwrite)"
-        )
+        more = 'go on with resume=True (--resume), or begin again with overwrite=True (--overwrite)'
+        raise FileExistsError(f"{work} holds an unfinished run; {more}")
     if resume:
         try:
             if not whole:

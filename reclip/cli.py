@@ -444,10 +444,10 @@ def _account(output, table, most=8):
     _print(f'\n{output}/predictions.csv has every label. Next: reclip report {output}')
 
 
-def _write_report(folder, labels, images, quiet):
+def _write_report(folder, labels, images, quiet, notebook=False):
     _say(quiet, False)
     from reclip.report import write_report
-    path = write_report(folder, labels, images, progress=not quiet)
+    path = write_report(folder, labels, images, notebook=notebook, progress=not quiet)
     if not quiet:
         _print(str(path))
 
@@ -575,9 +575,12 @@ def report(
         '--images', group='What', metavar='DIR', show_default=False,
         help='Where the images are now, if they have moved. Without it, pictures are shown that the RUN has seen, byte '
              'for byte, and no others.')]=None,
+    notebook:Annotated[bool, _option(
+        '--notebook', group='Run',
+        help='Also write RUN/report.ipynb, the calls that made each part. Needs reclip-torch[notebook].')]=False,
     quiet:Quiet=False,
 ):
-    """Write RUN/report.html, one page that needs nothing else, and RUN/report.ipynb, the notebook behind it.
+    """Write RUN/report.html, one page that needs nothing else.
 
     Examples:
 
@@ -585,7 +588,7 @@ def report(
 
     `reclip report RUN --labels truth.csv`
     """
-    _write_report(run, labels, images, quiet)
+    _write_report(run, labels, images, quiet, notebook)
 
 @command
 def export(run:Run, output:Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)], model:RunModel=None, pretrained:RunPretrained=None):

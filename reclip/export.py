@@ -12,9 +12,10 @@ import open_clip
 from open_clip.transformer import QuickGELU
 from .adapt import ReCLIP
 from .files import write_json
-from .folders import check_place, hold, recover, whole_folder
+from .folders import recover, whole_folder
 from .kept import write_tensors
 from .norms import borrowed
+from .places import check_place, hold
 from .run_folder import first_names, read_run
 
 # %% ../nbs/09i_export.ipynb #export-config

@@ -41,9 +41,8 @@ def regular_file(
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"{where}{path} is not there" + (' (a broken link)' if path.is_symlink() else '')
-        ) from e
+        broken = ' (a broken link)' if path.is_symlink() else ''
+        raise FileNotFoundError(f"{where}{path} is not there{broken}") from e
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'something else')
         raise ValueError(f"{where}{path} is {kind}, expected a file; save what it holds in a file first")
@@ -97,7 +96,6 @@ def read_json(
 
 # %% ../nbs/00d_files.ipynb #files-hidden
 _HIDDEN = re.compile(r'\..+\.reclip-[a-z0-9_]{8}(\.[^.]+)?')
-_LOCKED_FOR = 3600  # seconds, where there are no locks
 
 
 def hidden_name(
@@ -129,8 +127,9 @@ def lock(
 @contextmanager
 def abandoned(
     path: str | os.PathLike,  # hidden file or folder
+    patience: float = 3600.0,  # seconds since its last change that tell it where there are no locks
 ):  # yields whether whoever made it has ended; within the block nobody else can take it
-    "Tells what is left over from what is in the making; where there are no locks, an hour must have passed"
+    "Tells what is left over from what is in the making"
     flags = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
     try:
         handle = os.open(path, flags | (os.O_RDONLY if os.path.isdir(path) else os.O_RDWR))
@@ -139,15 +138,15 @@ def abandoned(
         return
     try:
         found = lock(handle)
-        yield time.time() - os.fstat(handle).st_mtime > _LOCKED_FOR if found is None else found
+        yield time.time() - os.fstat(handle).st_mtime > patience if found is None else found
     finally:
         os.close(handle)
 
 
 def in_the_making(
-    folder:str|os.PathLike, # to look into
-    name:str|None=None, # of what shall be there; default: anything
-)->list[os.DirEntry]: # files and folders
+    folder: str | os.PathLike,  # to look into
+    name: str | None = None,  # of what shall be there; default: anything
+) -> list[os.DirEntry]:  # files and folders
     "Hidden things that somebody is making, or has left over"
     beginning = '.' if name is None else hidden_name(name)
     with os.scandir(folder) as entries:
@@ -202,10 +201,7 @@ def _beside(path):
 def whole_file(
     path: str | os.PathLike,  # where it shall be
 ):  # yields a path to write to
-    """A path beside `path`, which takes its place at the end of the `with` block, or vanishes after an error
-
-    `OSError` names the file.
-    """
+    "A path beside `path`; it takes its place at the end of the `with` block, or vanishes after an error that names it"
     path = Path(path)
     sweep(path.parent, path.name)
     handle, beside = _beside(path)

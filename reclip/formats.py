@@ -48,6 +48,7 @@ def openable(
     return tuple(o for o in Image.ID if o not in _LEFT_OUT and (o in plugged or _built(o)))
 
 
+@cache
 def image_suffixes(
 )->frozenset[str]: # such as `.jpg`, in lower case
     "Suffixes of the formats that can be opened here"

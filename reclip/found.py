@@ -45,10 +45,8 @@ def find_rows(
         return Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
     features, width = read_features(images), clip.zero_shot_texts().shape[1]
     if features.shape[1] != width:
-        raise ValueError(
-            f"{show_path(images)}: features are {features.shape[1]} wide, those of this model {width}; "
-            "name the model that made them"
-        )
+        wide = f'features are {features.shape[1]} wide, those of this model {width}'
+        raise ValueError(f"{show_path(images)}: {wide}; name the model that made them")
     return Found(features, [str(i) for i in range(len(features))], None, [], row_digests(features), {})
 
 
@@ -126,5 +124,5 @@ def find_again(
     same_images(seen, dict(zip(at, now.digests)))
     log.info('found the features of %s images from before', f'{len(names):,}')
     files = now.files.keep([at[o] for o in names])
-    features = tensors['frozen'].clone()  # rows of a mapped file lie where the last bit of a product may differ
+    features = tensors['frozen'].clone()  # in a mapped file a product's last bit may differ
     return Found(features, files.names, files, skipped, seen.digests, seen.unreadable)

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from .files import hidden_name, read_json, sweep, whole_file, write_json
-from .folders import discard, hold, put, recover, whole_folder
+from .folders import discard, put, recover, whole_folder
+from .places import hold
 
 # %% ../nbs/08f_kept.ipynb #kept-tensors
 _ANEW = 'begin again with overwrite=True (--overwrite)'
@@ -96,14 +97,9 @@ def read_begun(
         begun = read_json(path)
     except ValueError as e:
         raise CannotGoOn(f"{path} is damaged ({e}); {_ANEW}") from e
-    if (
-        not isinstance(begun, dict)
-        or not isinstance(begun.get('run_id'), str)
-        or not isinstance(begun.get('weights'), dict)
-    ):
-        raise CannotGoOn(
-            f"{path} is damaged, or of another version of reclip: it says neither the run's id nor its model; {_ANEW}"
-        )
+    known = begun if isinstance(begun, dict) else {}
+    if not isinstance(known.get('run_id'), str) or not isinstance(known.get('weights'), dict):
+        raise CannotGoOn(f"{path} is damaged, or of version 0.0.1: it names neither the run nor its model; {_ANEW}")
     return begun
 
 # %% ../nbs/08f_kept.ipynb #kept-same
@@ -134,17 +130,15 @@ def same_images(
     known = {*seen.names, *seen.skipped}
     come = [o for o in now if o not in known]
     if come:
-        raise CannotGoOn(
-            f"{_many(len(come))} come since {whose} was begun, such as {come[0]}; take them away, or {_ANEW}"
-        )
+        many = _many(len(come))
+        raise CannotGoOn(f"{many} come since {whose} was begun, such as {come[0]}; take them away, or {_ANEW}")
     before = dict(zip(seen.names, seen.digests))
     skipped = {o: bytes.fromhex(seen.unreadable.get(o, '')) for o in now if o not in before}
     changed = [o for o, digest in (before | skipped).items() if now[o] != digest]
     if changed:
         many = _many(len(changed), len(now))
-        raise CannotGoOn(
-            f"{many} changed since {whose} was begun, the first: {changed[0]}; put them back as they were, or {_ANEW}"
-        )
+        what = f'{many} changed since {whose} was begun, the first: {changed[0]}'
+        raise CannotGoOn(f"{what}; put them back as they were, or {_ANEW}")
 
 
 _PARTS = dict(image_tower='weights of the image tower', text_tower='weights of the text tower')
@@ -158,9 +152,8 @@ def same_model(
     "`CannotGoOn` says which part of the model has changed"
     other = [_PARTS.get(k, k) for k in now if before.get(k) != now[k]]
     if other:
-        raise CannotGoOn(
-            f"the model has changed since {whose} was begun: other {' and '.join(other)}; put its files back, or {_ANEW}"
-        )
+        what = f"the model has changed since {whose} was begun: other {' and '.join(other)}"
+        raise CannotGoOn(f"{what}; put its files back, or {_ANEW}")
 
 
 def row_digests(
@@ -186,10 +179,8 @@ def split_digests(
 
 def read_digests(
     folder: str | os.PathLike,  # of a finished run
-) -> (
-    list[bytes] | None
-):  # one for each row of `predictions.csv`: of the image's bytes, or of the row of features; None: the run kept none
-    "What the run saw in each image; `ValueError` if the file is damaged. Runs of version 0.0.1 have none"
+) -> list[bytes] | None:  # (N,) of the image's bytes, or of the row of features; in the order of `predictions.csv`
+    "What the run saw in each image; None if it is of version 0.0.1, `ValueError` if the file is damaged"
     path = Path(folder) / 'digests.safetensors'
     if not path.is_file():
         return None
@@ -212,7 +203,7 @@ def finish(
     for name in ('frozen.safetensors', 'checkpoint.safetensors'):
         (work / name).unlink(missing_ok=True)
     put(work, output)
-    (output / 'begun.json').unlink(missing_ok=True)  # until here it told the later run from the earlier one
+    (output / 'begun.json').unlink(missing_ok=True)  # until here it told the later from the earlier
 
 
 def recover_run(

@@ -129,7 +129,7 @@ def _fit(job, method, found):
         raise  # a disk that is gone may come back
     except (ValueError, FloatingPointError):
         if is_first():
-            discard(job.work)  # the same again would fail again, and other settings are another run
+            discard(job.work)  # it would fail again, and block another try
         raise
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .files import regular_file, whole_file
-from .folders import check_writable
 from .lists import exact_cell, safe_cell
+from .places import check_writable
 
 # %% ../nbs/09c_tables.ipynb #tables-check
 def check_table_path(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_class_names', 'check_templates', 'class_prompts', 'class_mean', 'text_classifier', 'same_text', 'same_space',
-           'zero_shot_logits', 'accuracy']
+           'zero_shot_logits', 'accuracy', 'positions']
 
 # %% ../nbs/02_zeroshot.ipynb #zeroshot-export-imports
 from collections.abc import Sequence
@@ -171,3 +171,18 @@ def accuracy(
             f"labels: expected shape {tuple(predicted.shape)} like the predictions, got {tuple(labels.shape)}"
         )
     return (predicted == labels).float().mean().item()
+
+# %% ../nbs/02_zeroshot.ipynb #zeroshot-positions
+def positions(
+    labels,  # (N,) true labels: positions, or names of classes in any case; for scoring only
+    class_names: Sequence,  # (M,) names; each a string or a list of aliases
+) -> torch.Tensor:  # (N,) int64
+    "Labels as positions; `ValueError` names a word that is no class"
+    found = labels.tolist() if hasattr(labels, 'tolist') else list(labels)
+    if not any(isinstance(o, str) for o in found):
+        return torch.as_tensor(found)
+    known = {' '.join(a.lower().split()): i for i, names in enumerate(check_class_names(class_names)) for a in names}
+    wrong = next((o for o in found if ' '.join(str(o).lower().split()) not in known), None)
+    if wrong is not None:
+        raise ValueError(f"labels: {wrong!r} is no class; there are {', '.join(list(known)[:8])}")
+    return torch.tensor([known[' '.join(o.lower().split())] for o in found])

@@ -193,7 +193,9 @@ def test_helpers(job):
 # ---- encoding
 
 encoding = '''
+import numpy as np
 import torch
+from PIL import Image
 from reclip import demo, encode_images, encode_text
 from reclip.pictures import UnreadableImage
 from reclip.cache import cache_info, encode_cached
@@ -204,6 +206,9 @@ files, skipped = find_images(job['tar'])
 assert torch.allclose(encode_images(model, files, preprocess, batch_size=3), expected['tar'], atol=1e-5)
 for n in (1, 2, 3): assert torch.allclose(encode_images(model, files.keep(range(n)), preprocess), expected['tar'][:n], atol=1e-5)
 for n in (1, 2, 3, 11): assert torch.allclose(encode_text(model, tokenizer(expected['prompts'][:n]), 2), expected['text'][:n], atol=1e-5)
+told, dark = [], Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8))
+encode_images(model, [dark, Image.new('L', (8, 8)), Image.new('L', (8, 8)), dark, dark], preprocess, remark=lambda i, kind, detail: told.append((i, kind)))
+assert told == [(0, 'narrow'), (3, 'narrow'), (4, 'narrow')]                    # whoever has opened them
 rows, kept, skipped = encode_readable(model, find_images(job['few'])[0], preprocess, max_unreadable=.5)      # three files for four processes, one holds no image
 assert kept.names == ['a.png', 'c.png'] and [o.path for o in skipped] == ['b.png'] and torch.allclose(rows, expected['few'], atol=1e-5)
 for run, kind, word in ((lambda: encode_images(model, find_images(job['few'])[0], preprocess), UnreadableImage, 'b.png'),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-from reclip import ReCLIP, demo, files, folders, kept, run
+from reclip import ReCLIP, demo, files, folders, kept, places, run
 from reclip.cli import app
 from reclip.notes import note
 from reclip.report import open_run
@@ -162,7 +162,7 @@ def test_a_second_process_says_who_is_there(begin, scans, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr('reclip.adapt.load_clip', lambda *args: pytest.fail('it loaded the model'))
         for command, *flags in (('adapt', '--overwrite'), ('adapt', '--resume', '--overwrite'), ('zeroshot', '--overwrite'), ('zeroshot', '--resume')):
-            refused(call(command, scans, *WORDS, '-o', out, *flags, '-q'), f'in use by process {pid} on {HOST}, since 20', 'wait until')
+            refused(call(command, scans, *WORDS, '-o', out, *flags, '-q'), f'in use by process {pid} on {HOST}, since 20', 'wait until it has ended')
         refused(call('report', out, '-q'), f'in use by process {pid}')
     fine(call('info', out))                                                            # who reads need not wait
     assert contents(out) == before
@@ -199,31 +199,31 @@ def test_a_dead_process_holds_nothing(begin, scans, tmp_path, sign):
 
 
 def test_locks_in_one_process(tmp_path):
-    with folders.hold(tmp_path / 'a' / 'b' / 'x'):
-        with pytest.raises(BlockingIOError, match=f'x is in use by process {os.getpid()} on '), folders.hold(tmp_path / 'a' / 'b' / 'x', patience=0): pass
-        with folders.hold(tmp_path / 'a' / 'b' / 'y'): assert len(entries(tmp_path / 'a' / 'b')) == 2
+    with places.hold(tmp_path / 'a' / 'b' / 'x'):
+        with pytest.raises(BlockingIOError, match=f'x is in use by process {os.getpid()} on '), places.hold(tmp_path / 'a' / 'b' / 'x', patience=0): pass
+        with places.hold(tmp_path / 'a' / 'b' / 'y'): assert len(entries(tmp_path / 'a' / 'b')) == 2
     assert not entries(tmp_path)                                                       # nor the folders that it made
-    with folders.hold(tmp_path / 'x' / 'y'): (tmp_path / 'x' / 'mine').touch()
+    with places.hold(tmp_path / 'x' / 'y'): (tmp_path / 'x' / 'mine').touch()
     assert contents(tmp_path) == {'x/mine': b''}
 
 
 @pytest.mark.parametrize('content', ['', '{"pid": 3', 'null', '{"pid": 3, "host": "h", "since": "s"}'])
 def test_a_lock_of_a_dead_process_is_taken(tmp_path, content):
     (tmp_path / '.x.reclip-lock').write_text(content)
-    with folders.hold(tmp_path / 'x', patience=0): pass
+    with places.hold(tmp_path / 'x', patience=0): pass
     assert not entries(tmp_path)
 
 
 def test_many_want_one_place(tmp_path):
     "One at a time, whoever removes the file while others wait for it"
-    code = 'import os, sys\nfrom reclip.folders import hold\nfor _ in range(20):\n    with hold(sys.argv[1], 60):\n        os.mkdir(sys.argv[2]); os.rmdir(sys.argv[2])'
+    code = 'import os, sys\nfrom reclip.places import hold\nfor _ in range(20):\n    with hold(sys.argv[1], 60):\n        os.mkdir(sys.argv[2]); os.rmdir(sys.argv[2])'
     started = [subprocess.Popen([sys.executable, '-c', code, tmp_path / 'x', tmp_path / 'y'], stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in started: assert not process.communicate()[1]
     assert not entries(tmp_path)
 
 
 def test_a_disk_without_locks_is_noted(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr('reclip.folders.lock', lambda handle: None); monkeypatch.setattr('reclip.files.lock', lambda handle: None)
+    monkeypatch.setattr('reclip.places.lock', lambda handle: None); monkeypatch.setattr('reclip.folders.lock', lambda handle: None); monkeypatch.setattr('reclip.files.lock', lambda handle: None)
     (tmp_path / '.RUN.reclip-dead0000').mkdir(); (tmp_path / '.RUN.reclip-young000').mkdir()
     os.utime(tmp_path / '.RUN.reclip-dead0000', (0, time.time() - 4000))
     found = call('zeroshot', scans, *WORDS, '-o', tmp_path / 'RUN')
@@ -231,6 +231,12 @@ def test_a_disk_without_locks_is_noted(scans, tmp_path, monkeypatch):
     told = f'{tmp_path} has no locks for us; let only one process at a time write to RUN'
     assert f'note: {told}' in found.stderr and run.read_run(tmp_path / 'RUN')['notes'] == [told]
     assert entries(tmp_path) == ['.RUN.reclip-young000', 'RUN', 'in']                   # who knows whether somebody is at work there
+    os.replace(tmp_path / 'RUN', tmp_path / '.RUN.reclip-young000' / 'old')             # killed between two renames
+    found = call('info', tmp_path / 'RUN')
+    assert found.exit_code == 2 and 'not a finished run' in found.stderr
+    os.utime(tmp_path / '.RUN.reclip-young000', (0, time.time() - 20))
+    fine(call('info', tmp_path / 'RUN'))
+    assert run.is_run(tmp_path / 'RUN')
 
 
 # ---- what a run was begun with
@@ -381,7 +387,7 @@ def test_a_run_of_the_first_version(scans, tmp_path):
     fine(call('info', tmp_path / 'RUN')); fine(call('predict', tmp_path / 'RUN', scans, '-o', tmp_path / 'p.csv', '-q'))
     found = call(*job, '--resume')
     fine(found)
-    assert 'note: ' in found.stderr and 'kept no digests' in found.stderr and 'is finished already' in found.stderr
+    assert 'note: ' in found.stderr and 'which kept no digests' in found.stderr and 'is finished already' in found.stderr
     fine(call(*job, '--overwrite', '-q'))
 
 
@@ -478,7 +484,7 @@ def test_links_as_output(scans, tmp_path, no_work, monkeypatch):
 def test_a_place_that_cannot_be_written(scans, tmp_path, no_work, monkeypatch):
     if Path('/proc/self').is_dir(): refused(call('zeroshot', scans, *WORDS, '-q', '-o', '/proc/RUN'), '/proc cannot be written to')                  # not even by root
     def refuse(*args, **more): raise OSError(30, 'Read-only file system')
-    monkeypatch.setattr('reclip.folders.tempfile.TemporaryFile', refuse)
+    monkeypatch.setattr('reclip.places.tempfile.TemporaryFile', refuse)
     refused(call('zeroshot', scans, *WORDS, '-q', '-o', tmp_path / 'a' / 'RUN'), f'{tmp_path} cannot be written to (Read-only file system)')
     refused(call('export', tmp_path, tmp_path / 'X'), 'not a finished run')
 
@@ -647,7 +653,7 @@ def test_each_command_recovers_the_run(scans, tmp_path, command, state, monkeypa
     if state == 'hidden': (tmp_path / '.RUN.reclip-abcdefgh').mkdir(); os.replace(tmp_path / 'RUN', tmp_path / '.RUN.reclip-abcdefgh' / 'old')
     else: shutil.copytree(tmp_path / 'RUN', tmp_path / 'RUN.partial'); (tmp_path / 'RUN' / 'begun.json').write_text('{}'); (tmp_path / '.RUN.reclip-abcdefgh').mkdir()
     (tmp_path / '.RUN.reclip-lock').touch()
-    monkeypatch.setattr('reclip.report._execute', lambda *args: None); monkeypatch.setattr('reclip.report._html', lambda *args: '')
+    monkeypatch.setattr('reclip.report.parts_for', lambda d: [])
     if command == 'info': fine(call('info', tmp_path / 'RUN'))
     if command == 'report': fine(call('report', tmp_path / 'RUN', '-q'))
     if command == 'predict': fine(call('predict', tmp_path / 'RUN', scans, '-o', tmp_path / 'in' / 'p.csv', '-q'))
@@ -656,16 +662,6 @@ def test_each_command_recovers_the_run(scans, tmp_path, command, state, monkeypa
     if command == 'overwrite': fine(call(*job, '--overwrite'))
     if command == 'resume': fine(call(*job, '--resume'))
     assert entries(tmp_path) == ['RUN', 'in'] and run.is_run(tmp_path / 'RUN') and 'begun.json' not in entries(tmp_path / 'RUN')
-
-
-def test_a_report_leaves_no_temporary_folder(scans, tmp_path, monkeypatch):
-    (tmp_path / 'tmp').mkdir()
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'tmp'))
-    with folders.temporary_folder(tmp_path / 'RUN') as one:
-        prefix = one.name[:-8]
-        (tmp_path / 'tmp' / f'{prefix}dead0000').mkdir(); (tmp_path / 'tmp' / 'reclip-000000000000-dead0000').mkdir()
-        with folders.temporary_folder(tmp_path / 'RUN') as two: assert one.exists() and two.exists() and len(entries(tmp_path / 'tmp')) == 3        # of another run, and that of somebody alive
-    assert entries(tmp_path / 'tmp') == ['reclip-000000000000-dead0000']
 
 
 def test_a_cache_is_swept(scans, tmp_path):

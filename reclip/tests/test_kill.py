@@ -31,9 +31,8 @@ reclip.adapt.load_clip = lambda *args: model
 reclip.adapt.ReCLIP.zero_shot_texts = lambda self: text.clone()
 weights, about = run._weights(reclip.adapt.ReCLIP('demo', None, names, device='cpu')), reclip.cache.encoding_settings(*model[:2])
 run._weights, reclip.cache.encoding_settings = lambda clip: weights, lambda *args: about
-reclip.report._execute = lambda *args: None
-reclip.report.NotebookClient = type('Client', (), dict(__init__=lambda self, *args, **more: None, create_kernel_manager=lambda self: self))
-reclip.report._html = lambda *args: '<html>' + 'x' * 1000 + '</html>'
+reclip.report.parts_for = lambda d: []
+reclip.report._page = lambda *args: '<html>' + 'x' * 1000 + '</html>'
 
 
 # ---- points: calls that change something below the sandbox
@@ -172,7 +171,7 @@ def cold_again(folder):
 
 def report(folder):
     tempfile.tempdir = str(folder / 'tmp')
-    reclip.report.write_report(folder / 'RUN', progress=False)
+    reclip.report.write_report(folder / 'RUN', notebook=True, progress=False)
 
 
 def whole_page(folder):
@@ -214,6 +213,7 @@ scenarios = dict(
     overwrite=(earlier, lambda o: adapt(o, overwrite=True), one_of_both, replaced, replaced_at_once),
     overwrite_by_two_renames=(earlier, lambda o: adapt(o, overwrite=True), None, replaced, replaced_at_once),
     resume=(half, lambda o: adapt(o, resume=True), absent_or_whole, resumed),
+    anew=(half, lambda o: adapt(o, overwrite=True), absent_or_whole, resumed, plain),
     checkpoint=(fresh, trained, absent_or_whole, trained_on),
     cache=(fresh, cold, absent_or_whole, cold_again),
     report=(with_report, report, whole_page, reported_again),
@@ -221,7 +221,7 @@ scenarios = dict(
     save=(saved_before, save, either, saved_again),
     save_by_two_renames=(saved_before, save, None, saved_again),
     table=(table_before, table, whole_table, table_again))
-only = dict(checkpoint='checkpoint', cache='/cache/')                      # points of the others have had their turn
+only = dict(anew='/.RUN.partial.', checkpoint='checkpoint', cache='/cache/')                      # points of the others have had their turn
 
 
 # ---- attempts
@@ -277,7 +277,7 @@ real_fsync, os.fsync = os.fsync, lambda handle: None
 adapt(start); later = results(start / 'RUN')
 adapt(start, overwrite=True, method='training-free', alpha=.5); before = results(start / 'RUN'); os.rename(start / 'RUN', root / 'earlier')
 trained(start, overwrite=True); learned = results(start / 'RUN')
-shutil.copytree(root / 'earlier', root / 'reported'); reclip.report.write_report(root / 'reported', progress=False)
+shutil.copytree(root / 'earlier', root / 'reported'); reclip.report.write_report(root / 'reported', notebook=True, progress=False)
 real, run._fit = run._fit, lambda *args: sys.exit()
 (start / 'half').mkdir()
 try: adapt(start / 'half')
@@ -291,7 +291,7 @@ gc.freeze()
 for name in sys.argv[2:]: print(json.dumps([name, *everywhere(name, root / 'sandbox')]), flush=True)
 '''
 
-groups = [dict(fresh=80, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8), dict(overwrite=80, overwrite_by_two_renames=80, resume=60)]
+groups = [dict(fresh=80, anew=10, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8), dict(overwrite=80, overwrite_by_two_renames=80, resume=60)]
 
 
 @pytest.mark.parametrize('least', groups, ids=lambda least: ' '.join(least))

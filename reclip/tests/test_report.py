@@ -1,14 +1,21 @@
 "The report: self-contained, escaped, honest about samples, right numbers; from 2 classes to 1,000 and from 20 images to 100,000."
 import json
+import os
 import re
 import shutil
-import nbformat
+import subprocess
+import sys
+from copy import deepcopy
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from markupsafe import escape
 from safetensors.torch import load_file, save_file
+from sklearn.calibration import calibration_curve
+from typer.testing import CliRunner
 from reclip import demo, report, run
+from reclip.cli import app
 
 NASTY = '<script>alert("x")</script>'
 
@@ -49,14 +56,14 @@ def synthetic(folder, n, m, method='training-free', features=True):
 
 
 def test_page_is_whole_and_safe(made):
-    page = report.write_report(made / 'RUN', labels='folders', progress=False)
+    page = report.write_report(made / 'RUN', labels='folders', notebook=True, progress=False)
     text = page.read_text(encoding='utf-8')
     assert text.startswith('<!doctype html>') and text.rstrip().endswith('</html>') and 'Traceback' not in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', text) and '<script' not in text and 'url(' not in text        # self-contained, and no code in it
     assert '<b>.png' not in text
     assert len(re.findall(r'<h2', text)) == 14 and text.count('src="data:image/') > 50
     notebook = json.loads((made / 'RUN' / 'report.ipynb').read_text(encoding='utf-8'))
-    assert all(c['outputs'] for c in notebook['cells'] if c['cell_type'] == 'code' and c['id'] not in ('report-parameters', 'report-setup'))
+    assert all(c['outputs'] for c in notebook['cells'] if c['cell_type'] == 'code' and c['id'] != 'report-parameters')
     assert sorted(p.name for p in (made / 'RUN').iterdir()) == ['adapted.safetensors', 'config.json', 'digests.safetensors', 'features.safetensors', 'history.csv', 'predictions.csv', 'report.html', 'report.ipynb', 'skipped.csv']
 
 
@@ -104,7 +111,7 @@ def test_pictures_that_are_gone_or_moved(made, tmp_path):
     config['run']['images'] = str(tmp_path / 'nowhere')
     (tmp_path / 'RUN' / 'config.json').write_text(json.dumps(config))
     gone = report.open_run(tmp_path / 'RUN')
-    assert '<img' not in (text := report.least_sure(gone, 2).data) and sum(report.escape(o) in text for o in gone.table.path) == 2 and any('no pictures' in o for o in report.checks(gone))
+    assert '<img' not in (text := report.least_sure(gone, 2).data) and sum(str(escape(o)) in text for o in gone.table.path) == 2 and any('no pictures' in o for o in report.checks(gone))
     assert '<img' in report.least_sure(report.open_run(tmp_path / 'RUN', images=tmp_path / 'elsewhere'), 2).data
 
 
@@ -194,14 +201,14 @@ def test_a_report_has_only_parts_that_say_something(made, tmp_path):
     d = report.open_run(made / 'RUN')
     def parts(method='adapt', labels=d.labels, files=d.files, changed=True):
         one = d._replace(config=d.config | dict(run=d.config['run'] | dict(method=method)), labels=labels, files=files, table=d.table.assign(changed=changed))
-        return {c.id for c in report._parts_for(one).cells}, one
+        return {o.name for o in report.parts_for(one)}, one
     whole, _ = parts(labels=d.table.label)
-    assert {'report-scores', 'report-moves', 'report-changed', 'report-history', 'report-typical', 'report-duplicates'} <= whole and not {'report-md-classes', 'report-md-found'} & whole
-    assert 'report-scores' not in parts()[0] and 'report-changed' not in parts(changed=False)[0] and not {'report-typical', 'report-duplicates'} & parts(files=None)[0]
+    assert {'scores', 'moves', 'changed', 'history', 'typical', 'duplicates'} <= whole and not {'classes', 'found'} & whole
+    assert 'scores' not in parts()[0] and 'changed' not in parts(changed=False)[0] and not {'typical', 'duplicates'} & parts(files=None)[0]
     free, one = parts('training-free')
-    assert 'report-history' not in free and 'report-moves' in free and 'learning rates' not in report.settings_table(one).data and report.embedding_map(one, most=20).axes[0].get_title() == ''
+    assert 'history' not in free and 'moves' in free and 'Learning rate' in report.settings_table(d).data and 'Learning rate' not in report.settings_table(one).data and report.embedding_map(one, most=20).axes[0].get_title() == ''
     plain, one = parts('zeroshot', d.table.label, changed=False)
-    assert not {'report-history', 'report-moves', 'report-changed', 'report-md-moves', 'report-md-recall'} & plain and {'report-md-classes', 'report-md-found', 'report-counts', 'report-recalls'} <= plain
+    assert not {'history', 'moves', 'changed', 'counts', 'recalls'} & plain and {'classes', 'found'} <= plain
     for f in (report.summary, report.class_counts, report.recalls, report.settings_table): assert not re.search('adapted|final|changed|P2|bar old', f(one).data)
 
 
@@ -226,16 +233,106 @@ def test_intervals_stay_inside_the_possible(tmp_path):
     assert (found.accuracy, found.low, found.high) == pytest.approx((.4, .2188, .6134), abs=1e-4)                                 # 8 of 20
 
 
-def test_a_cell_that_fails_is_one_sentence_and_each_cell_a_tick(tmp_path, monkeypatch):
+def test_a_part_that_fails_is_named_and_each_part_a_tick(tmp_path, monkeypatch):
     ticks = []
-    class Bar:
-        def __init__(self, **about): self.about = about
-        def __enter__(self): ticks.append(self.about['total']); return self
-        def __exit__(self, *_): pass
-        def update(self): ticks.append('tick')
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in ('1', '2', '1 / 0', '3')])
-    nbformat.write(page, tmp_path / 'page.ipynb')
-    monkeypatch.setattr(report, 'TEMPLATE', tmp_path / 'page.ipynb'); monkeypatch.setattr(report, 'tqdm', Bar)
+
+    def bar(parts, name, **about):
+        for o in parts:
+            yield o
+            ticks.append(o.name)
+
+    def broken(d):
+        return 1 / 0
+
+    parts = (*report.PARTS[:2], report.Part('broken', broken), *report.PARTS[2:])
+    monkeypatch.setattr(report, 'parts_for', lambda d: parts)
+    monkeypatch.setattr(report, 'tqdm', bar)
     folder = synthetic(tmp_path / 'RUN', 20, 2)
-    with pytest.raises(ChildProcessError, match='^the report.s notebook failed: ZeroDivisionError: division by zero$'): report.write_report(folder)
-    assert ticks[:3] == [4, 'tick', 'tick'] and not (folder / 'report.html').exists()
+    with pytest.raises(ZeroDivisionError) as found:
+        report.write_report(folder)
+    assert found.value.__notes__ == ["while making the part 'broken' of the report"]
+    assert ticks == ['title', 'summary'] and not (folder / 'report.html').exists()
+
+
+def test_numbers_are_those_of_the_formulas(tmp_path):
+    d = report.open_run(synthetic(tmp_path / 'RUN', 997, 7, 'adapt'))
+    d = d._replace(labels=d.table.label.where(np.random.default_rng(1).random(997) < .7, 'class 0'))
+    found, n, z = report.accuracies(d), 997, 1.959964
+    p = np.array([(d.table[k] == d.labels).mean() for k in ('zero_shot_label', 'propagated_label', 't_label', 'v_label', 'label')])
+    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert np.allclose(found.accuracy, p) and np.allclose(found.low, middle - half, atol=1e-7) and np.allclose(found.high, middle + half, atol=1e-7)
+    share = d.table.label.value_counts(normalize=True)
+    assert report.effective_classes(d.table.label) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    frame, error = report.calibration(d)
+    q, right = d.table.probability.to_numpy(), (d.table.label == d.labels).to_numpy()
+    which = np.minimum((q * 10).astype(int), 9)
+    off = np.abs(q * 10 - np.round(q * 10)) > 1e-9                       # a probability on an edge is in the lower bin
+    assert error == pytest.approx(sum(abs((q - right)[which == i].sum()) for i in range(10)) / n, abs=2 * (~off).sum() / n)
+    for i, (accuracy, probability) in enumerate(zip(*calibration_curve(right, q, n_bins=10))):
+        assert (frame.accuracy.iloc[i], frame.probability.iloc[i]) == pytest.approx((accuracy, probability))
+    edges = d._replace(table=d.table.assign(probability=np.arange(997) % 11 / 10))
+    assert len(report.calibration(edges)[0]) == 10 and report.calibration(edges)[0].images.sum() == 997
+    assert np.allclose(report.calibration(edges)[0].accuracy, calibration_curve(right, edges.table.probability, n_bins=10)[0])
+
+
+def test_a_report_leaves_no_trace_in_the_program_around_it(tmp_path):
+    synthetic(tmp_path / 'RUN', 60, 3, 'adapt')
+    code = """if True:
+        import random, sys
+        import matplotlib, numpy
+        matplotlib.rcParams.update({'lines.linewidth': 7, 'axes.facecolor': 'red', 'font.size': 30})
+        before = matplotlib.rcParams.copy()                                # dict() would choose a backend
+        from reclip import report
+        state = random.getstate(), repr(numpy.random.get_state())
+        first = report.write_report(sys.argv[1], progress=False).read_bytes()
+        assert not [o for o in sys.modules if o.startswith(('IPython', 'ipykernel', 'jupyter', 'nbformat', 'nbconvert')) or o == 'matplotlib.pyplot']
+        assert not [o for o in before if o != 'backend' and before[o] != matplotlib.rcParams[o]]
+        assert (random.getstate(), repr(numpy.random.get_state())) == state
+        matplotlib.rcdefaults()
+        assert report.write_report(sys.argv[1], progress=False).read_bytes() == first
+        import matplotlib.pyplot as plt
+        plt.figure()
+        report.write_report(sys.argv[1], progress=False)
+        assert plt.get_fignums() == [1]
+    """
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}
+    done = subprocess.run([sys.executable, '-c', code, tmp_path / 'RUN'], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_makes_the_same_again(made, tmp_path):
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    shutil.copytree(made / 'RUN', tmp_path / 'RUN', ignore=shutil.ignore_patterns('report.*'))
+    report.write_report(tmp_path / 'RUN', 'folders', progress=False)
+    assert not (tmp_path / 'RUN' / 'report.ipynb').exists()                                            # only if asked for
+    report.write_report(tmp_path / 'RUN', 'folders', notebook=True, progress=False)
+    written = nbformat.read(tmp_path / 'RUN' / 'report.ipynb', as_version=4)
+    nbformat.validate(written)
+    again = nbclient.NotebookClient(deepcopy(written), kernel_name='python3').execute()
+    for a, b in zip(written.cells, again.cells, strict=True):
+        for x, y in zip(a.get('outputs', []), b.get('outputs', []), strict=True):
+            assert set(x.data) == set(y.data) and all(x.data[o].rstrip() == y.data[o].rstrip() for o in x.data if o != 'image/png')
+
+
+def test_a_notebook_without_nbformat_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    folder = synthetic(tmp_path / 'RUN', 20, 2)
+    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    found = CliRunner().invoke(app, ['report', str(folder), '--notebook'])
+    assert found.exit_code == 2 and "pip install 'reclip-torch[notebook]'" in found.stderr and len(found.stderr.splitlines()) == 1
+    assert not (folder / 'report.html').exists()
+    assert CliRunner().invoke(app, ['report', str(folder), '--quiet']).exit_code == 0 and (folder / 'report.html').exists()
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 9])
+def test_a_few_images_are_enough(n, tmp_path):
+    text = report.write_report(synthetic(tmp_path / 'RUN', n, 2, 'adapt'), progress=False).read_text(encoding='utf-8')
+    assert text.count('src="data:image/png') == 2
+
+
+def test_old_names_are_here():
+    names = """STYLE PAGE read_labels RunData open_run effective_classes accuracies title summary checks checks_list
+        class_counts moves contact_sheet surest_changes least_sure typical embedding_map map_note history_figure
+        near_duplicates duplicates_sheet skipped_table scores recalls confusion calibration reliability_figure
+        settings_table write_report"""
+    assert set(names.split()) <= set(report.__all__) and all(hasattr(report, o) for o in report.__all__)
+    assert 'body {' in report.PAGE and 'body {' not in report.STYLE                                    # safe in any page

@@ -544,7 +544,7 @@ def test_the_earlier_run_comes_back_when_the_last_rename_fails(few, small, tmp_p
 
 def test_a_folder_that_cannot_be_written(few, tmp_path, monkeypatch):
     def refuse(*args, **kwargs): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr('reclip.folders.tempfile.TemporaryFile', refuse)
+    monkeypatch.setattr('reclip.places.tempfile.TemporaryFile', refuse)
     with pytest.raises(PermissionError, match='cannot be written to .Permission denied.'): adapt(few, names, tmp_path / 'run', epochs=1, **settings)
     assert not files(tmp_path)
 

@@ -71,7 +71,24 @@ def test_no_public_function_that_adapts_takes_labels():
     import inspect
     from reclip import label_features, neighbor_graph, projection_basis, propagate
     for f in (adapt, ReCLIP.fit, ReCLIP.__init__, label_features, propagate, projection_basis, neighbor_graph):
-        assert not {'labels', 'y', 'target', 'targets'} & set(inspect.signature(f).parameters)
+        named = {'labels', 'y', 'target', 'targets'} & set(inspect.signature(f).parameters)
+        assert named == ({'y'} if f is ReCLIP.fit else set())                  # scikit-learn passes it; see below
+
+
+def test_y_is_ignored(clip, digits):
+    class Vandal:
+        "Must not be looked at"
+        def __getattr__(self, name): raise AssertionError(name)
+        def __bool__(self): raise AssertionError
+        def __len__(self): raise AssertionError
+        def __iter__(self): raise AssertionError
+    made = [ReCLIP.from_model(*clip, demo.class_names, templates=demo.templates[:1], epochs=1) for _ in range(3)]
+    plain, spoiled, labelled = (o.fit(digits[0][:60], *y) for o, y in zip(made, ((), (Vandal(),), (digits[1][:60],))))
+    for other in (spoiled, labelled):
+        assert torch.equal(plain.probability_, other.probability_) and torch.equal(plain.centroids_, other.centroids_)
+        assert all(torch.equal(v, other.text_state_[k]) for k, v in plain.text_state_.items())
+    x = plain.image_features_
+    assert torch.equal(made[0].fit(x).probability_, made[1].fit(x, Vandal()).probability_)
 
 
 def test_the_model_comes_back_as_it_was(own_clip, digits):

@@ -45,7 +45,8 @@ def test_a_rate_that_is_too_large_is_named(rate, value, digits, tmp_path):
     for i, image in enumerate(digits[0][:30]): image.save(tmp_path / 'in' / f'{i:02}.png')
     args = ['adapt', tmp_path / 'in', '-c', ','.join(demo.class_names), '-m', 'demo', '--device', 'cpu', '--epochs', 1, rate, value, '-q', '--no-cache', '-o', tmp_path / 'R']
     found = CliRunner().invoke(cli.app, [str(o) for o in args])
-    assert found.exit_code == 2 and 'lower lr_text or lr_image' in found.stderr and len(found.stderr.splitlines()) == 1 and not (tmp_path / 'R').exists(), found.output
+    assert found.exit_code == 2 and found.stderr.strip().endswith(f": lower {rate[2:].replace('-', '_')} ({rate})") and len(found.stderr.splitlines()) == 1
+    assert not (tmp_path / 'R').exists(), found.output
 
 
 def test_a_rate_that_no_float32_holds_is_refused_before_any_work(clip, digits):

@@ -628,6 +628,13 @@ def test_transformers_whose_doors_are_not_known(monkeypatch, tmp_path):
         load_clip(write_folder(tmp_path / 'm'), device='cpu')
 
 
+@needs_transformers
+def test_transformers_without_kernels(monkeypatch, tmp_path):
+    monkeypatch.setitem(trust._DOORS, 'transformers.integrations.hub_kernels', ('no such function',))
+    monkeypatch.setitem(trust._DOORS, 'transformers.no_such_module', ('x',))
+    assert load_clip(write_folder(tmp_path / 'm'), device='cpu')[0].ln_final.weight.shape == (32,)
+
+
 def test_what_a_guard_changes_comes_back(monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
