@@ -107,7 +107,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, done, tmp_path):
 
 def test_predict_looks_at_its_output_before_the_work(folder, done, tmp_path, monkeypatch):
     monkeypatch.setattr(run, 'predict', lambda *args, **settings: pytest.fail('it began to work'))
-    monkeypatch.setattr(run, 'find_spec', lambda name: None)
+    monkeypatch.setattr('reclip.tables.find_spec', lambda name: None)
     cases = [(['-o', tmp_path / 'x.parquet'], 'needs pyarrow: pip install pyarrow')]
     if Path('/proc/self').is_dir(): cases += [(['-o', '/proc/x.csv'], '/proc cannot be written to'), (['-o', tmp_path / 'x.csv', '--probabilities', '/proc/p.npy'], '/proc cannot be written to')]       # not even by root
     for args, word in cases:
@@ -118,8 +118,8 @@ def test_predict_looks_at_its_output_before_the_work(folder, done, tmp_path, mon
 
 def test_templates_may_be_repeated(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run, '_encode', lambda *args: (_ for _ in ()).throw(ValueError('far enough')))
-    seen, real = {}, run._open_output
-    monkeypatch.setattr(run, '_open_output', lambda output, settings, *rest: seen.update(settings) or real(output, settings, *rest))
+    seen, real = {}, run.open_output
+    monkeypatch.setattr(run, 'open_output', lambda output, settings, *rest: seen.update(settings) or real(output, settings, *rest))
     (tmp_path / 't.txt').write_text('a blurry {}.\na {}.\n')
     found = call('zeroshot', folder / 'digits', '-c', WORDS, '-m', 'demo', '-o', tmp_path / 'R', *(o for t in ('digit', tmp_path / 't.txt', 'the {}.', 'photo') for o in ('-t', t)), '-q')
     assert 'far enough' in found.stderr and seen['templates'] == [*demo.templates, 'a blurry {}.', 'a {}.', 'the {}.', 'a photo of a {}.']

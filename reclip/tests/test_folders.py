@@ -241,7 +241,7 @@ def test_a_disk_without_locks_is_noted(scans, tmp_path, monkeypatch):
 
 # ---- what a run was begun with
 
-WHEN = dict(encoded='reclip.run._fit', trained='reclip.run._write_results', finished=None)
+WHEN = dict(encoded='reclip.run._fit', trained='reclip.run.write_results', finished=None)
 
 
 def stopped(when, scans, out, *options):

@@ -563,7 +563,7 @@ def test_a_read_only_folder(few, tmp_path):
                                    dict(encode_batch_size=0), dict(encode_batch_size=2.5), dict(max_iter=0), dict(tol=-1), dict(momentum='x'), dict(templates='nothing'), dict(model='no such model'), dict(epoch=3), dict(device='nowhere')], ids=lambda o: '-'.join(f'{k}={v}' for k, v in o.items()))
 def test_a_wrong_setting_is_refused_before_any_work(few, tmp_path, wrong, monkeypatch):
     def work(*args, **kwargs): raise AssertionError('work was done')
-    monkeypatch.setattr('reclip.run.encode_readable', work)
+    monkeypatch.setattr('reclip.found.encode_readable', work)
     with pytest.raises((ValueError, TypeError, RuntimeError) if set(wrong) & {'epoch', 'device'} else ValueError, match='set|model' if set(wrong) & {'templates', 'model'} else next(iter(wrong))): adapt(few, names, tmp_path / 'run', **settings | wrong)
     assert not files(tmp_path)
 
@@ -799,7 +799,7 @@ def test_an_export_replaces_nothing_and_is_whole(run, tmp_path, monkeypatch):
     (tmp_path / 'out').mkdir()
     with pytest.raises(FileExistsError, match='exists'): export(run[0], tmp_path / 'out')
     def fail(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('reclip.run.write_json', fail)
+    monkeypatch.setattr('reclip.export.write_json', fail)
     with pytest.raises(OSError, match='No space'): export(run[0], tmp_path / 'other')
     assert files(tmp_path) == ['out'] and not files(tmp_path / 'out')
 
