@@ -63,6 +63,10 @@ def _sentence(error, name, output):
     if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
         return ('a process that opens images has died, perhaps for lack of memory or of room in /dev/shm; give fewer '
                 f'--workers, or none.{_go_on(name)}')
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+        where = f'{where[:60]}...' if len(where) > 200 else where
+        return f'{where} cannot be used: {error.strerror}; name another, or mend it'
     return str(error)
 
 

@@ -73,3 +73,21 @@ def test_pictures_that_are_damaged_or_not_there_are_noted(pictures, tmp_path):
     assert found.exit_code == 0, found.stderr
     note, = noted(tmp_path / 'run')
     assert '2 of 12 pictures without a label' in note and note in ' '.join(found.stderr.split())
+
+
+@pytest.mark.parametrize('option', ['images', 'classes', 'templates', 'labels'])
+@pytest.mark.parametrize('kind', ['loop', 'long'])
+def test_a_name_that_the_system_refuses_is_said_in_words(pictures, tmp_path, option, kind):
+    path = tmp_path / 'loop.csv' if kind == 'loop' else tmp_path / ('x' * 300 + '.csv')
+    if kind == 'loop':
+        path.symlink_to('loop.csv')
+    if option == 'labels':
+        run = tmp_path / 'run'
+        assert zeroshot(pictures, WORDS, run, '--no-cache').exit_code == 0
+        found = reclip('report', run, '--labels', path)
+    else:
+        given = dict(images=pictures, classes=WORDS, templates='digit') | {option: path}
+        found = reclip('zeroshot', given['images'], '-c', given['classes'], '-m', 'demo', '-t', given['templates'],
+                       '-o', tmp_path / 'run', '--no-cache')
+    assert found.exit_code == 2 and found.stderr.strip() and '[Errno' not in found.stderr, found.stderr
+    assert 'Traceback' not in found.stderr and found.exception.__class__ is SystemExit
