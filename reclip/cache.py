@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from .clip import encode_images, encode_shares
 from .files import sweep, whole_file
 from .images import ImageFiles, show_path
+from .notes import note
 from .pictures import MOST_BYTES, UnreadableImage, note_remarks, open_image
 
 # %% ../nbs/08b_cache.ipynb #cache-digest
@@ -203,7 +204,10 @@ def _write_shard(store, about, digests, rows, told):
             _write(store / 'settings.json', json.dumps(about, indent=1).encode())
         _write(path, _shard(packed, rows, told))
     except OSError as e:
-        return log.warning('features cannot be kept in %s (%s); going on without', store, e.strerror or e)
+        return note(
+            f"features cannot be kept in {store.parent} ({e.strerror or e}); going on without, so that another run "
+            "encodes the images again; name another folder with --cache"
+        )
     return _read_shard(path, set(digests))
 
 
@@ -220,7 +224,7 @@ def _read_shard(path, wanted):
                 raise ValueError('its checksum is another')
             return digests, rows, {bytes.fromhex(k): v for k, v in json.loads(about['told']).items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-        log.warning('%s is damaged (%s); its images are encoded again, and the file can be removed', path, e)
+        note(f"{path} is damaged ({e}); its images are encoded again, and the file can be removed")
 
 
 def _split(data):
@@ -325,7 +329,7 @@ def encode_cached(
     about = encoding_settings(model, preprocess, precision) if folder is not None and plain else None
     if about is None:
         if folder is not None and plain:
-            log.warning('features are not kept: the preprocessing gives another result each time')
+            note('features are not kept: the preprocessing gives another result each time')
         now = _Unchanged(images, digests) if plain and digests else images
         return encode_images(model, now, preprocess, **listen, **settings)
     store, told = folder / _digest(json.dumps(about).encode()).hex(), []

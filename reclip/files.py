@@ -43,6 +43,9 @@ def regular_file(
     except FileNotFoundError as e:
         broken = ' (a broken link)' if path.is_symlink() else ''
         raise FileNotFoundError(f"{where}{path} is not there{broken}") from e
+    except OSError as e:
+        shown = f'{str(path)[:60]}...' if len(str(path)) > 200 else path
+        raise type(e)(f"{where}{shown} cannot be opened: {e.strerror}; name another file") from e
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'something else')
         raise ValueError(f"{where}{path} is {kind}, expected a file; save what it holds in a file first")

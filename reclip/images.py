@@ -332,6 +332,14 @@ def _note_foreign(skipped, n):
              f'{told}; the first: {those[0][0]}')
 
 
+def _note_damaged(wrong, n):
+    "One note about all pictures that are damaged or not there"
+    if wrong:
+        n += len(wrong)
+        note(f'{len(wrong):,} of {n:,} pictures without a label, as they cannot be opened; the first: '
+             f'{wrong[0].path}: {wrong[0].reason}')
+
+
 def encode_readable(
     model, # open_clip model
     files:ImageFiles, # what find_images found
@@ -367,4 +375,5 @@ def encode_readable(
     skipped += bad.values()
     note_remarks(told, len(files) - len(bad), lambda i: show_path(files.names[i]))
     _note_foreign(skipped, len(files) - len(bad))
+    _note_damaged(_damage(skipped), len(files) - len(bad))
     return features, files.keep([i for i in range(len(files)) if i not in bad]), skipped

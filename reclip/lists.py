@@ -205,8 +205,8 @@ def _held(found, where):
         raise ValueError(f"{where}: {key!r} may be a class or the list of all classes, for {next(iter(rest))!r} stands "
                          "beside it; write the list alone")
     if rest:
-        note(f"{where}: only {key!r} was read; {len(rest):,} parts beside it were not used, "
-             f"the first: {next(iter(rest))!r}")
+        many = f"{len(rest):,} parts beside it were" if len(rest) > 1 else 'one part beside it was'
+        note(f"{where}: only {key!r} was read; {many} not used: {', '.join(map(repr, list(rest)[:5]))}")
     return found[key]
 
 
@@ -265,6 +265,14 @@ def _items(found, where):
     return [o[key] for o in found]
 
 
+def _odd(found):
+    "What belongs to no list of names, in words"
+    if not isinstance(found, list):
+        return f"got a {type(found).__name__}"
+    at, value = next((i, o) for i, o in enumerate(found) if not isinstance(o, str) and not _are_texts(o))
+    return f"got {repr(value)[:60]} at [{at}], which is no text"
+
+
 def from_values(
     found, # plain values, as JSON, YAML or Python spell them
     where:str, # how to call them in a message
@@ -277,7 +285,7 @@ def from_values(
     if isinstance(found, list) and found and all(isinstance(o, dict) for o in found):
         return _items(found, where)
     if not isinstance(found, list) or not all(isinstance(o, str) or _are_texts(o) for o in found):
-        raise ValueError(f"{where}: {FORMS}")
+        raise ValueError(f"{where}: {_odd(found)}; {FORMS}")
     if _are_texts(found):
         as_they_stand(found, where)
     return found
@@ -330,6 +338,9 @@ def parse_values(
     return found
 
 
+_PLAIN_TAGS = {f'tag:yaml.org,2002:{o}' for o in 'str seq map int float bool null set timestamp'.split()}
+
+
 def parse_yaml(
     text:str, # YAML
     where:str, # how to call it in a message
@@ -341,6 +352,13 @@ def parse_yaml(
         raise ValueError(f"{where}: reading YAML needs PyYAML: pip install pyyaml; or write one name a line") from e
 
     class Text(yaml.BaseLoader):
+        def construct_object(self, node, deep=False):
+            if node.tag not in _PLAIN_TAGS:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{node.tag.replace('tag:yaml.org,2002:', '!!')} asks for an object of a program; "
+                            "write text and lists alone,", problem_mark=node.start_mark)
+            return super().construct_object(node, deep)
+
         def construct_mapping(self, node, deep=False):
             return each_once([(self.construct_object(k, True), self.construct_object(v, True)) for k, v in node.value])
     try:

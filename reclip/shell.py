@@ -93,6 +93,10 @@ def _sentence(error, name, output):
     if isinstance(error, OSError) and error.errno in _FULL:
         where = error.filename or output or 'its output'
         return f'{where} cannot be written: {error.strerror}. Make room.{_go_on(name)}'
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else str(error.filename)
+        where = f'{where[:60]}...' if len(where) > 200 else where
+        return f'{where} cannot be used: {error.strerror}; name another, or mend it'
     if isinstance(error, MemoryError) and not str(error):
         return 'not enough memory; give a smaller --batch-size, or fewer --workers'
     if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
