@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'adapt', 'METHODS', 'check_table_path', 'export', 'info', 'is_csv_safe', 'is_run', 'machine', 'predict',
-           'predictions', 'read_predictions', 'read_run', 'read_table', 'write_array', 'write_table']
+           'predictions', 'partial_folder', 'read_begun', 'read_digests', 'read_predictions', 'read_run', 'read_table',
+           'write_array', 'write_table']
 
 # %% ../nbs/09_run.ipynb #run-export-imports
 import logging
@@ -24,7 +25,8 @@ from .devices import alike, from_first, is_first, node_first, on_first, together
 from .export import export
 from .folders import discard
 from .found import digests_now, encode_found, find_again, keep_found
-from .kept import CannotGoOn, begin, finish, is_run, read_tensors, row_digests, write_tensors
+from .kept import CannotGoOn, begin, finish, is_run, partial_folder, read_begun, read_digests, read_tensors
+from .kept import row_digests, write_tensors
 from .notes import note, noting
 from .pictures import UnreadableImage
 from .predict import predict
@@ -38,7 +40,8 @@ from .tables import check_table_path, read_table, write_array, write_table
 log = logging.getLogger('reclip')
 # what belongs to runs has its door here, whichever page it lives on
 _all_ = ['METHODS', 'check_table_path', 'export', 'info', 'is_csv_safe', 'is_run', 'machine', 'predict', 'predictions']
-_all_ += ['read_predictions', 'read_run', 'read_table', 'write_array', 'write_table']
+_all_ += ['partial_folder', 'read_begun', 'read_digests', 'read_predictions', 'read_run', 'read_table']
+_all_ += ['write_array', 'write_table']
 
 # %% ../nbs/09_run.ipynb #run-steps
 class _Job(NamedTuple):
