@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -557,20 +558,23 @@ def test_pictures_that_go_away_in_training_cost_no_epoch(scans, tmp_path, monkey
     fine(call(*job, '--resume'))
 
 
-STAGES = ['_claim', '_prepare', '_weights', '_open_output', 'begin', '_look', 'find_images', 'encode_readable', 'write_tensors', '_fit', 'write_table', '_write_results', 'write_json', 'finish']
+STAGES = ['run.claim', 'run.prepare', 'run._weights', 'run.open_output', 'claim.begin', 'run.find_again', 'found.find_images',
+          'found.encode_readable', 'results.write_tensors', 'run._fit', 'results.write_table', 'run.write_results', 'results.write_json', 'run.finish']
 
 
 @pytest.mark.parametrize('after', [False, True])
 @pytest.mark.parametrize('stage', STAGES)
 def test_ctrl_c_anywhere(stage, after, scans, tmp_path, monkeypatch):
     job = ['zeroshot', scans, *WORDS, '-o', tmp_path / 'RUN', '-q']
-    real, calls = getattr(run, stage), []
+    module, name = stage.split('.')
+    module, calls = import_module(f'reclip.{module}'), []
+    real = getattr(module, name)
     def press(*args, **more):
         calls.append(1)
         if after: real(*args, **more)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(run, stage, press)
+        patch.setattr(module, name, press)
         found = call(*job)
     assert found.exit_code == 130 and calls, (found.output, found.exception)
     assert set(entries(tmp_path)) - {'in'} in (set(), {'RUN.partial'}, {'RUN'})
