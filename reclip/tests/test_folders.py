@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-from reclip import ReCLIP, demo, files, folders, kept, places, run
+from reclip import ReCLIP, demo, files, folders, found as found_page, kept, places, run
 from reclip.cli import app
 from reclip.notes import note
 from reclip.report import open_run
@@ -356,9 +357,9 @@ def test_features_that_changed(toy, tmp_path):
 
 def test_a_picture_that_changes_while_it_is_read(scans, tmp_path, monkeypatch):
     "The digest that a run keeps is that of what was encoded, also without a cache"
-    real = run.encode_readable
+    real = found_page.encode_readable
     def swap(*args, **more): shutil.copy(scans / '08.png', scans / '02.png'); return real(*args, **more)
-    monkeypatch.setattr(run, 'encode_readable', swap)
+    monkeypatch.setattr(found_page, 'encode_readable', swap)
     fine(call('zeroshot', scans, *WORDS, '-q', '-o', tmp_path / 'RUN', '--no-cache'))
     skipped = pd.read_csv(tmp_path / 'RUN' / 'skipped.csv')
     assert skipped.path.tolist() == ['02.png'] and 'changed while it was being read' in skipped.reason[0]
@@ -425,7 +426,7 @@ def test_what_is_damaged_can_be_begun_anew_at_once(scans, tmp_path, name, conten
 # ---- notes
 
 def test_notes_of_all_stages_survive_a_kill(scans, tmp_path, monkeypatch):
-    real = run.encode_readable
+    real = found_page.encode_readable
     def encode(*args, **more): note('said while encoding'); return real(*args, **more)
     def training(self, *args, keep, **more):
         note('said in the first epoch')
@@ -433,7 +434,7 @@ def test_notes_of_all_stages_survive_a_kill(scans, tmp_path, monkeypatch):
         return fit(self, *args, keep=stop_then, **more)
     fit, job = ReCLIP.fit, ['adapt', scans, *WORDS, '--epochs', 1, '-o', tmp_path / 'in' / 'RUN']
     with monkeypatch.context() as patch:
-        patch.setattr(run, 'encode_readable', encode); patch.setattr(ReCLIP, 'fit', training)
+        patch.setattr(found_page, 'encode_readable', encode); patch.setattr(ReCLIP, 'fit', training)
         found = call(*job)
     assert isinstance(found.exception, PowerCut) and found.stderr.count('said while encoding') == 1
     again = call(*job, '--resume')
@@ -557,20 +558,23 @@ def test_pictures_that_go_away_in_training_cost_no_epoch(scans, tmp_path, monkey
     fine(call(*job, '--resume'))
 
 
-STAGES = ['_claim', '_prepare', '_weights', '_open_output', 'begin', '_look', 'find_images', 'encode_readable', 'write_tensors', '_fit', 'write_table', '_write_results', 'write_json', 'finish']
+STAGES = ['run.claim', 'run.prepare', 'run._weights', 'run.open_output', 'claim.begin', 'run.find_again', 'found.find_images',
+          'found.encode_readable', 'results.write_tensors', 'run._fit', 'results.write_table', 'run.write_results', 'results.write_json', 'run.finish']
 
 
 @pytest.mark.parametrize('after', [False, True])
 @pytest.mark.parametrize('stage', STAGES)
 def test_ctrl_c_anywhere(stage, after, scans, tmp_path, monkeypatch):
     job = ['zeroshot', scans, *WORDS, '-o', tmp_path / 'RUN', '-q']
-    real, calls = getattr(run, stage), []
+    module, name = stage.split('.')
+    module, calls = import_module(f'reclip.{module}'), []
+    real = getattr(module, name)
     def press(*args, **more):
         calls.append(1)
         if after: real(*args, **more)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(run, stage, press)
+        patch.setattr(module, name, press)
         found = call(*job)
     assert found.exit_code == 130 and calls, (found.output, found.exception)
     assert set(entries(tmp_path)) - {'in'} in (set(), {'RUN.partial'}, {'RUN'})

@@ -284,7 +284,7 @@ try: adapt(start / 'half')
 except SystemExit: run._fit = real
 os.rename(start / 'half' / 'RUN.partial', root / 'half')
 export(root); exported = contents(root / 'X')
-features = run.find_images(root / 'in')[0]
+features = reclip.images.find_images(root / 'in')[0]
 one, two = (reclip.adapt.ReCLIP('demo', None, names, device='cpu', alpha=a).fit_features(torch.nn.functional.normalize(torch.randn(9, 64, generator=torch.Generator().manual_seed(3)), dim=1)) for a in (.5, .99))
 frame = run.read_predictions(start / 'RUN')
 gc.freeze()

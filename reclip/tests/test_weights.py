@@ -1116,7 +1116,7 @@ def results(tmp_path_factory, pictures):
         raise OSError('no space left')
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, '_write_results', stop)
+        patch.setattr(run, 'write_results', stop)
         with pytest.raises(OSError):
             run.adapt(pictures, output=folder / 'stopped', **settings)
     run.adapt(pictures, output=folder / 'RUN', **settings)
