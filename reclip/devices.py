@@ -163,7 +163,7 @@ def short_sockets(
     short = next((o for o in ('/tmp', '/var/tmp', '/dev/shm') if os.access(o, os.W_OK | os.X_OK)), None)
     if short is None:
         raise ValueError(f"TMPDIR: {tempfile.gettempdir()} is too long for the sockets between processes; name a shorter folder, "
-                         "or open images in this process (num_workers=0, --workers 0)")
+                         "or open images in this process (num_workers=0, --num-workers 0)")
     was, tempfile.tempdir = tempfile.tempdir, short
     try:
         multiprocessing.util.get_temp_dir()                              # is chosen once, for this process and its children

@@ -23,7 +23,7 @@ def _setting(
     kind,  # `int`, `float`, `bool` or `str`
     group,  # heading in the help of the command line
     help,  # one sentence
-    **more,  # low, above, below, choices, words (strings allowed for a number), usual (what None means), flags, fixed, option
+    **more,  # low, above, below, choices, words (allowed for a number), usual (what None means), flags, fixed, option
 ):
     "A field with all that is known about it"
     return field(default=default, metadata=dict(kind=kind, group=group, help=help, fixed=True, option=True) | more)
@@ -90,7 +90,8 @@ class Settings:
         'float32',
         str,
         'Machine',
-        'Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than `bfloat16`.',
+        'Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than '
+        '`bfloat16`.',
         choices=PRECISIONS,
     )
     search: str = _setting(
@@ -111,7 +112,13 @@ class Settings:
         fixed=False,
     )
     num_workers: int = _setting(
-        0, int, 'Machine', 'Processes that open images.', low=0, flags=('--workers', '-w'), fixed=False
+        0,
+        int,
+        'Machine',
+        'Processes that open images. One picture may take 1 GB in each; larger ones are made smaller or skipped.',
+        low=0,
+        flags=('--workers', '-w'),
+        fixed=False,
     )
     keep_images: float = _setting(
         2.0,

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 from reclip import demo, run
 from reclip.cli import app
+from reclip.settings import Settings
 from reclip.shell import plain_messages
 
 WORDS = ', '.join(demo.class_names)
@@ -45,15 +47,98 @@ def test_adapt_is_the_function(folder, done, tmp_path):
     assert (tmp_path / 'RUN' / 'adapted.safetensors').read_bytes() == (done / 'adapted.safetensors').read_bytes()
 
 
-@pytest.mark.parametrize('option, value, name, kept', [
-    ('--projection', 'P1', 'projection', 'P1'), ('--recipe', 'official', 'recipe', 'official'), ('--step', 32, 'batch_size', 32), ('--lr-text', .01, 'lr_text', .01), ('--lr-image', .02, 'lr_image', .02),
-    ('--neighbors', 5, 'n_neighbors', 5), ('--alpha', .5, 'alpha', .5), ('--seed', 9, 'seed', 9), ('--batch-size', 16, 'encode_batch_size', 16), ('--workers', 0, 'num_workers', 0), ('--precision', 'float32', 'precision', 'float32'), ('--device', 'cpu', 'device', 'cpu')])
-def test_every_option_arrives(option, value, name, kept, monkeypatch):
+ARRIVES = [
+    ('--projection', 'P1', 'projection', 'P1'),
+    ('--recipe', 'official', 'recipe', 'official'),
+    ('--batch-size', 32, 'batch_size', 32),
+    ('--step', 32, 'batch_size', 32),
+    ('--lr-text', 0.01, 'lr_text', 0.01),
+    ('--lr-image', 0.02, 'lr_image', 0.02),
+    ('--n-neighbors', 5, 'n_neighbors', 5),
+    ('--neighbors', 5, 'n_neighbors', 5),
+    ('--alpha', 0.5, 'alpha', 0.5),
+    ('--epochs', 4, 'epochs', 4),
+    ('--max-dim', 30, 'max_dim', 30),
+    ('--max-dim', 'none', 'max_dim', None),
+    ('--max-dim', 'auto', 'max_dim', 'auto'),
+    ('--max-iter', 7, 'max_iter', 7),
+    ('--tol', 0.001, 'tol', 0.001),
+    ('--momentum', 0.5, 'momentum', 0.5),
+    ('--weight-decay', 0.1, 'weight_decay', 0.1),
+    ('--logit-scale', 50, 'logit_scale', 50.0),
+    ('--keep-images', 0, 'keep_images', 0.0),
+    ('--search', 'exact', 'search', 'exact'),
+    ('--seed', 9, 'seed', 9),
+    ('--encode-batch-size', 16, 'encode_batch_size', 16),
+    ('--num-workers', 2, 'num_workers', 2),
+    ('--workers', 2, 'num_workers', 2),
+    ('-w', 2, 'num_workers', 2),
+    ('--precision', 'bfloat16', 'precision', 'bfloat16'),
+    ('--device', 'cpu', 'device', 'cpu'),
+    ('--grad-checkpointing', None, 'grad_checkpointing', True),
+    ('--compile', None, 'compile', True),
+]
+
+
+def what_arrives(monkeypatch, *args):
+    "Keywords with which a command calls run.adapt"
     seen = {}
-    monkeypatch.setattr(run, 'adapt', lambda *args, **settings: seen.update(settings) or pd.DataFrame(dict(label=['a'], changed=[False], confidence=[1.])))
-    found = call('adapt', 'x', '-c', 'a,b', '-o', 'R', option, value, '-q')
+
+    def adapt(*args, **settings):
+        seen.update(settings)
+        return pd.DataFrame(dict(label=['a'], changed=[False], confidence=[1.0]))
+
+    monkeypatch.setattr(run, 'adapt', adapt)
+    found = call(*args, 'x', '-c', 'a,b', '-o', 'R')
     assert found.exit_code == 0, found.output
-    assert seen[name] == kept
+    return seen, found
+
+
+@pytest.mark.parametrize('option, value, name, kept', ARRIVES)
+def test_every_option_arrives(option, value, name, kept, monkeypatch):
+    seen, _ = what_arrives(monkeypatch, 'adapt', '-q', option, *([] if value is None else [value]))
+    assert seen[name] == kept and type(seen[name]) is type(kept)
+    others = {f.name: f.default for f in fields(Settings) if f.metadata['option'] and f.name != name}
+    assert {k: seen[k] for k in others} == others                            # which are the defaults of page 00a
+
+
+def test_every_setting_has_an_option():
+    assert {o[2] for o in ARRIVES} == {f.name for f in fields(Settings) if f.metadata['option']}
+
+
+def test_batch_size_says_once_that_it_is_another_one(monkeypatch):
+    text = '--batch-size is the number of images in one training step (before: --step)'
+    for words, times in [(['--batch-size', 32], 1), (['--batch-size=32'], 1), (['--step', 32], 0), ([], 0)]:
+        seen, found = what_arrives(monkeypatch, 'adapt', *words)
+        assert found.stderr.count(text) == sum(o.startswith(text) for o in seen['noted']) == times, words
+
+
+@pytest.mark.parametrize('option', ['--batch-size', '--encode-batch-size'])
+def test_where_nothing_is_trained_batch_size_is_that_of_encoding(option, monkeypatch):
+    seen, found = what_arrives(monkeypatch, 'zeroshot', option, 16)
+    assert seen['encode_batch_size'] == 16 and 'batch_size' not in seen and seen['noted'] == []
+    monkeypatch.setattr(run, 'predict', lambda *args, **settings: seen.update(settings) or 1 / 0)
+    assert isinstance(call('predict', 'R', 'x', '-o', 'x.csv', option, 8).exception, ZeroDivisionError)
+    assert seen['encode_batch_size'] == 8
+
+
+@pytest.mark.parametrize(
+    'option, value, words',
+    [
+        ('--n-neighbors', 0, 'n_neighbors: expected a whole number from 1 up, got 0'),
+        ('--step', 0, 'batch_size: expected a whole number from 1 up, got 0'),
+        ('--max-dim', 'many', "max_dim: expected a whole number from 1 up, got 'many'"),
+        ('--max-dim', 0, 'max_dim: expected a whole number from 1 up, got 0'),
+        ('--recipe', 'mine', "recipe: expected one of paper, official, got 'mine'"),
+        ('--tol', -1, 'tol: expected a number from 0 up, got -1.0'),
+        ('--tol', 'nan', 'tol: expected a number from 0 up, got nan'),
+        ('--alpha', 1, 'alpha: expected a number between 0 and 1, both excluded, got 1.0'),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence(option, value, words, monkeypatch):
+    monkeypatch.setattr(run, 'adapt', lambda *args, **settings: pytest.fail('it began to work'))
+    found = call('adapt', 'x', '-c', 'a,b', '-o', 'R', option, value)
+    assert found.exit_code == 2 and found.stderr == f'reclip adapt: {words}\n', (found.output, found.exception)
 
 
 def test_zeroshot_predict_info_export(folder, done, tmp_path):
@@ -176,7 +261,7 @@ def test_help_answers_without_torch():
     code = "import sys, reclip.cli\ntry: reclip.cli.app(['adapt', '--help'])\nexcept SystemExit as e: assert e.code == 0\nassert 'torch' not in sys.modules and 'open_clip' not in sys.modules"
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(COLUMNS='200'))
     assert found.returncode == 0, found.stderr
-    for word in ('Examples', '--resume', '--batch-size', '--precision', '--device', '--workers', '--seed', 'features.npy'): assert word in found.stdout
+    for word in ('Examples', '--resume', '--batch-size', '--encode-batch-size', '--precision', '--device', '--num-workers', '--seed', 'features.npy'): assert word in found.stdout
 
 
 def test_module_and_script_are_the_same_program():

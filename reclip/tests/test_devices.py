@@ -24,7 +24,7 @@ from reclip.run import adapt, predict
 pytest.importorskip('accelerate')
 names = list(demo.class_names)
 WORDS, N = ', '.join(names), 65                                    # two batches of 32, and one that is smaller than the number of processes
-options = ['-c', WORDS, '-t', 'digit', '-m', 'demo', '--epochs', '3', '--step', '32', '--device', 'cpu']
+options = ['-c', WORDS, '-t', 'digit', '-m', 'demo', '--epochs', '3', '--batch-size', '32', '--device', 'cpu']
 settings = dict(model='demo', templates='digit', epochs=3, batch_size=32, device='cpu', progress=False)
 
 
