@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable
 import typer
+from typer.core import TyperCommand
 from .devices import ProcessEnded, alone, is_first, leave, rank, world
 from .stops import closed, hush, stoppable
 
@@ -98,11 +99,11 @@ def _sentence(error, name, output):
         where = f'{where[:60]}...' if len(where) > 200 else where
         return f'{where} cannot be used: {error.strerror}; name another, or mend it'
     if isinstance(error, MemoryError) and not str(error):
-        return 'not enough memory; give a smaller --batch-size, or fewer --workers'
+        return 'not enough memory; give a smaller --encode-batch-size, or fewer --num-workers'
     if isinstance(error, RuntimeError) and 'DataLoader worker' in str(error):
         return (
             'a process that opens images has died, perhaps for lack of memory or of room in /dev/shm; give fewer '
-            f'--workers, or none.{_go_on(name)}'
+            f'--num-workers, or none.{_go_on(name)}'
         )
     return str(error)
 
@@ -132,10 +133,19 @@ def _job(function, name, args, kwargs):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out: nobody need tell it
 
 # %% ../nbs/11a_shell.ipynb #shell-ends
+class _Words(TyperCommand):
+    "Remembers the words of the line, for a flag that has become another one"
+
+    def parse_args(self, context, args):
+        context.meta['reclip.words'] = list(args)
+        return super().parse_args(context, args)
+
+
 def _given(context):
-    "Names of the options that somebody gave, rather than their defaults"
+    "Names of the options that somebody gave, rather than their defaults, and the flags as they were typed"
     sources = {o: context.get_parameter_source(o) for o in context.params}
-    return {o for o, source in sources.items() if source is not None and source.name in ('COMMANDLINE', 'ENVIRONMENT')}
+    names = {o for o, source in sources.items() if source is not None and source.name in ('COMMANDLINE', 'ENVIRONMENT')}
+    return names | {o.partition('=')[0] for o in context.meta.get('reclip.words', ()) if o.startswith('--')}
 
 
 def _check_numbers(values):
@@ -204,5 +214,5 @@ def command(
     wrapped.__signature__ = inspect.Signature([own, *(o for name, o in seen.items() if name != 'given')])
     wrapped.__annotations__ = dict(context=typer.Context) | function.__annotations__
     needs_words = any(o.default is inspect.Parameter.empty for o in seen.values())
-    group.command(function.__name__.rstrip('_'), no_args_is_help=needs_words)(wrapped)
+    group.command(function.__name__.rstrip('_'), cls=_Words, no_args_is_help=needs_words)(wrapped)
     return function
