@@ -218,7 +218,7 @@ def cache(
 
     found = cache_info(cache_folder(folder, False))
     if clear:
-        clearcache_folder(cache_folder(folder, False))
+        clear_cache(cache_folder(folder, False))
     removed = ' removed' if clear else ''
     put(f"{found['folder']}: {found['rows']:,} images, {found['bytes'] / 2**20:,.1f} MB{removed}")
     for o in found['stores']:

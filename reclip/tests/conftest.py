@@ -18,13 +18,29 @@ def cache(tmp_path_factory):
         yield folder
 
 
+def _messages():
+    "How the library speaks, before any command has set it up"
+    log, root = logging.getLogger('reclip'), logging.getLogger()
+    return log.handlers[:], log.propagate, log.level, root.level, warnings.showwarning
+
+
+QUIET = _messages()
+
+
+def _restore():
+    log, root = logging.getLogger('reclip'), logging.getLogger()
+    log.handlers[:], log.propagate, log.level = QUIET[:3]
+    root.setLevel(QUIET[3])
+
+
 @pytest.fixture(autouse=True)
 def messages():
-    "Commands that a test calls in this process set up messages; what they found comes back"
-    log, root = logging.getLogger('reclip'), logging.getLogger()
-    before = log.handlers[:], log.propagate, log.level, root.level, warnings.showwarning
+    "Commands that a test, or a fixture of its module, calls in this process set up messages; each test begins afresh"
+    _restore()
+    before = warnings.showwarning
     yield
-    (log.handlers[:], log.propagate, log.level, root.level), warnings.showwarning = before[:4], before[4]
+    _restore()
+    warnings.showwarning = before
 
 
 @pytest.fixture(scope='session')

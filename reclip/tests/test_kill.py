@@ -29,7 +29,7 @@ model = reclip.adapt.load_clip('demo', None, 'cpu')
 text = reclip.adapt.ReCLIP('demo', None, names, device='cpu').zero_shot_texts()
 reclip.adapt.load_clip = lambda *args: model
 reclip.adapt.ReCLIP.zero_shot_texts = lambda self: text.clone()
-weights, about = run._weights(reclip.adapt.ReCLIP('demo', None, names, device='cpu')), reclip.cache.encoding_settings(*model[:2])
+weights, about = run._weights(reclip.adapt.ReCLIP('demo', None, names, device='cpu')), reclip.cache.encoding_settings(*tuple(model)[:2])
 run._weights, reclip.cache.encoding_settings = lambda clip: weights, lambda *args: about
 reclip.report.parts_for = lambda d: []
 reclip.report._page = lambda *args: '<html>' + 'x' * 1000 + '</html>'
