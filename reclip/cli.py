@@ -229,11 +229,11 @@ def command(
     seen = inspect.signature(function).parameters
 
     @functools.wraps(function)
-    def wrapped(context:typer.Context, *args, **kwargs):
-        more = dict(given=_given(context)) if 'given' in seen else {}
+    def wrapped(*args, context=None, **kwargs):
+        more = dict(given=_given(context)) if context is not None and 'given' in seen else {}
         return _run(function, prefix + function.__name__.rstrip('_'), args, kwargs | more)
-    own = inspect.Parameter('context', inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    wrapped.__signature__ = inspect.Signature([own, *(o for name, o in seen.items() if name != 'given')])
+    own = inspect.Parameter('context', inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    wrapped.__signature__ = inspect.Signature([*(o for name, o in seen.items() if name != 'given'), own])
     wrapped.__annotations__ = dict(context=typer.Context) | function.__annotations__
     helpful = group is app and function.__name__ not in ('demo', 'cache')
     return group.command(function.__name__.rstrip('_'), no_args_is_help=helpful)(wrapped)

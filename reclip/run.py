@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from hashlib import blake2b
 from importlib.util import find_spec
 from functools import partial
 from pathlib import Path
@@ -381,12 +382,18 @@ def adapt(
                      n_unreadable=sum(o.kind == 'unreadable' for o in skipped), started=started.isoformat(timespec='seconds'), machine=machine(next(clip._clip()[0].parameters()).device),
                      seconds=dict(encode=round(encoded - clock, 2), fit=round(fitted - encoded, 2), total=round(time.perf_counter() - clock, 2)))
         def finish():
+            _tensors(work / 'digests.safetensors', dict(digests=_packed(_digests(files, features))))
             _write_results(work, clip, table, skipped, features, about, notes)
-            if files is not None: _tensors(work / 'digests.safetensors', dict(digests=_packed(image_digests(files))))
             _finish(work, output)
         on_first(finish)
         log.info('%s: %s images, %s labels changed', output, f'{len(table):,}', f'{int(table.changed.sum()):,}')
         return table
+
+def _digests(files, features):
+    "16 bytes for each image: of its file, or of its row of features if there is no file"
+    if files is not None:
+        return image_digests(files)
+    return [blake2b(o.tobytes(), digest_size=16).digest() for o in features.numpy()]
 
 def _packed(digests): return torch.frombuffer(bytearray(b''.join(digests)), dtype=torch.uint8).reshape(-1, 16)
 

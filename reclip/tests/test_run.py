@@ -168,7 +168,7 @@ def test_what_a_run_leaves(run, scans):
     tensors = load_file(folder / 'features.safetensors')
     assert tensors['rows'].tolist() == list(range(120)) and tensors['frozen'].shape == tensors['adapted'].shape == (120, 64) and tensors['frozen'].dtype == torch.float16
     config = json.loads((folder / 'config.json').read_text())
-    assert set(config) == {'settings', 'history', 'fingerprint', 'versions', 'run'} and config['settings']['templates'] == read_templates('digit') and config['settings']['epochs'] == 2
+    assert set(config) == {'settings', 'history', 'fingerprint', 'versions', 'run', 'notes'} and config['notes'] == [] and config['settings']['templates'] == read_templates('digit') and config['settings']['epochs'] == 2
     about = config['run']
     assert (about['method'], about['n_images'], about['n_skipped'], about['classes'], about['images'], about['features']) == ('adapt', 120, 0, names, str(scans), False) and {'system', 'python', 'device'} <= set(about['machine'])
     assert info(folder)['n_images'] == 120 and info(folder)['epochs'] == 2 and info(folder)['model'] == 'demo'
