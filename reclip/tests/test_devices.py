@@ -368,7 +368,7 @@ def test_bad_input_is_one_sentence(job, single, digits_folder, tmp_path):
     bad = tmp_path / 'bad'; bad.mkdir()
     for i in range(4): (bad / f'{i}.png').write_bytes(b'no image')
     for args, word in [(['adapt', tmp_path / 'nowhere', *good], 'not there'), (['adapt', digits_folder, *good, '--alpha', 1.5], 'alpha'), (['adapt', digits_folder, *good[:-1], single], '--overwrite'), (['adapt', bad, *good], 'none of 4'),
-                       (['adapt', digits_folder, *good, '--lr-image', '1e30', '--epochs', 1], 'lower lr_text or lr_image'), (['predict', single, digits_folder, '-o', tmp_path / 'x.txt'], '.csv'), (['info', tmp_path], 'not a finished run')]:
+                       (['adapt', digits_folder, *good, '--lr-image', '1e30', '--epochs', 1], 'lower lr_image (--lr-image)'), (['predict', single, digits_folder, '-o', tmp_path / 'x.txt'], '.csv'), (['info', tmp_path], 'not a finished run')]:
         codes, out, err = command(job, 2, *args)
         assert (codes == [2, 2] or args[0] == 'info' and codes == [2, 0]) and not any(out), (args, codes, out, err)
         assert len(err[0].splitlines()) == 1 and word in err[0] and err[1] == '', (args, err)
