@@ -78,7 +78,7 @@ def _column(path, names):
                          f"table with a column called path; the columns in the first line of this one are: {told}. "
                          "If it holds features, save them with numpy.save")
     _, at = min(known)
-    others = [o.strip()[:40] for i, o in enumerate(names) if i != at]
+    others = [o.strip()[:40] or 'one without a name' for i, o in enumerate(names) if i != at]
     if others:
         note(f"{os.path.basename(path)}: column {names[at].strip()} was read; not used: {', '.join(others[:5])}"
              + (f' and {len(others) - 5} more' if len(others) > 5 else ''))

@@ -136,7 +136,7 @@ def _remark_dark(image):
 MOST_BYTES = 10**9                                  # memory that one picture may take while it is opened
 _PILLOWS = 1024**3 // 4 // 3                        # pixels above which Pillow warns if nobody says otherwise
 _WITHIN = MOST_BYTES // 8                           # the same for pictures within a picture
-_FLAT = {'JPEG', 'PNG', 'TIFF', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'JXL', 'PSD', 'QOI', 'SGI'}
+_FLAT = {'JPEG', 'PNG', 'TIFF', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'JXL', 'PSD', 'QOI'}
 _PER_PIXEL = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2, 'I;16N': 2}            # all others: 4
 _DECODERS = dict(WEBP=12, AVIF=12, HEIF=12, JXL=12, JPEG2000=16)         # bytes a pixel beside the picture, at most
 
