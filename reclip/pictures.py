@@ -39,7 +39,7 @@ def _range(values, mode):
     finite = dict(where=np.isfinite(values)) if values.dtype.kind == 'f' else {}
     high = np.max(values, initial=0, **finite)
     low = np.min(values, initial=high, **finite)
-    tops = (65535.,) if mode.startswith('I;16') else (1., 255., 65535.) if mode == 'F' else (255., 65535.)
+    tops = (65535.0,) if mode.startswith('I;16') else (1.0, 255.0, 65535.0) if mode == 'F' else (255.0, 65535.0)
     return low, high, next((t for t in tops if high <= t), np.float32(high))
 
 
@@ -49,15 +49,15 @@ def _grey(image):
     _, high, top = _range(values, image.mode)
     found, step = np.empty(values.shape, np.uint8), max(1, 2**20 // image.width)
     for at in range(0, len(values), step):
-        rows = values[at:at + step].astype(np.float32)
+        rows = values[at : at + step].astype(np.float32)
         rows[~np.isfinite(rows)] = np.where(rows[~np.isfinite(rows)] > 0, high, 0)
-        found[at:at + step] = (rows.clip(0) * (255 / top)).round()
+        found[at : at + step] = (rows.clip(0) * (255 / top)).round()
     return Image.fromarray(found)
 
 
 def to_rgb(
-    image:Image.Image, # in any mode
-)->Image.Image: # 8-bit RGB; the same object if nothing is to be done
+    image: Image.Image,  # in any mode
+) -> Image.Image:  # 8-bit RGB; the same object if nothing is to be done
     "RGB as a person would see it: upright, transparent parts on white, deep grey scaled to 8 bits"
     image.load()
     if _turned(image):
@@ -70,17 +70,18 @@ def to_rgb(
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 # %% ../nbs/01a_pictures.ipynb #pictures-remarks
-_heard:ContextVar[dict|None] = ContextVar('remarks', default=None)
+_heard: ContextVar[dict | None] = ContextVar('remarks', default=None)
 _KINDS = dict(
     narrow='values that span less than a sixteenth of the range, and are used as they are: nearly black or of one '
-           'grey; stretch them to the whole range first if they were to be seen',
+    'grey; stretch them to the whole range first if they were to be seen',
     frames='several frames or pages, of which the first is used; save the others as pictures of their own if needed',
-    reduced='too large for the memory that one picture may take, and decoded at a part of the size')
+    reduced='too large for the memory that one picture may take, and decoded at a part of the size',
+)
 
 
 def remark(
-    kind:str, # `"narrow"`, `"frames"` or `"reduced"`
-    detail:str, # what there is to say about this picture
+    kind: str,  # `"narrow"`, `"frames"` or `"reduced"`
+    detail: str,  # what there is to say about this picture
 ):
     "Say something about the picture that is being opened, to whoever listens"
     heard = _heard.get()
@@ -89,8 +90,7 @@ def remark(
 
 
 @contextmanager
-def remarks(
-): # yields the dictionary kind -> detail
+def remarks():  # yields the dictionary kind -> detail
     "Listen to what is said about a picture that is opened within a `with` block"
     found = {}
     token = _heard.set(found)
@@ -101,9 +101,9 @@ def remarks(
 
 
 def note_remarks(
-    found:Sequence[tuple[int, str, str]], # position, kind and detail
-    n:int, # pictures in all
-    name:Callable=str, # position -> what to call that picture
+    found: Sequence[tuple[int, str, str]],  # position, kind and detail
+    n: int,  # pictures in all
+    name: Callable = str,  # position -> what to call that picture
 ):
     "One note of each kind of remark"
     for kind, text in _KINDS.items():
@@ -134,12 +134,12 @@ def _remark_dark(image):
         remark('narrow', f'values {low} to {high}, where white is 255')
 
 # %% ../nbs/01a_pictures.ipynb #pictures-memory
-MOST_BYTES = 10**9                                  # memory that one picture may take while it is opened
-_PILLOWS = 1024**3 // 4 // 3                        # pixels above which Pillow warns if nobody says otherwise
-_WITHIN = MOST_BYTES // 8                           # the same for pictures within a picture
-_FLAT = {'JPEG', 'PNG', 'TIFF', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'JXL', 'PSD', 'QOI', 'SGI'}
-_PER_PIXEL = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2, 'I;16N': 2}            # all others: 4
-_DECODERS = dict(WEBP=12, AVIF=12, HEIF=12, JXL=12, JPEG2000=16)         # bytes a pixel beside the picture, at most
+MOST_BYTES = 10**9  # memory that one picture may take while it is opened
+_PILLOWS = 1024**3 // 4 // 3  # pixels above which Pillow warns if nobody says otherwise
+_WITHIN = MOST_BYTES // 8  # the same for pictures within a picture
+_FLAT = {'JPEG', 'PNG', 'TIFF', 'WEBP', 'GIF', 'BMP', 'DIB', 'PPM', 'JPEG2000', 'AVIF', 'HEIF', 'JXL', 'PSD', 'QOI'}
+_PER_PIXEL = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2, 'I;16N': 2}  # all others: 4
+_DECODERS = dict(WEBP=12, AVIF=12, HEIF=12, JXL=12, JPEG2000=16)  # bytes a pixel beside the picture, at most
 
 
 class UnreadableImage(ValueError):
@@ -147,11 +147,10 @@ class UnreadableImage(ValueError):
 
 
 @contextmanager
-def _no_limit(
-): # yields the limit as it was
+def _no_limit():  # yields the limit as it was
     "Pillow's limit of pixels, and its warnings, are off within a `with` block"
     limit = Image.MAX_IMAGE_PIXELS
-    if limit == _WITHIN:                            # of a picture that another thread is opening
+    if limit == _WITHIN:  # of a picture that another thread is opening
         limit = _PILLOWS
     if limit is not None:
         Image.MAX_IMAGE_PIXELS = None
@@ -165,7 +164,7 @@ def _no_limit(
 def _memory(picture, part=1):
     "Bytes that it takes to open a picture, at a part of its size, before it is decoded"
     stored = _PER_PIXEL.get(picture.mode, 4)
-    known = picture.format != 'PNG' or 'exif' in picture.info                       # a PNG would decode to find out
+    known = picture.format != 'PNG' or 'exif' in picture.info  # a PNG would decode to find out
     turn = stored if known and _turned(picture) else 0
     if _deep(picture):
         more = stored + 5
@@ -173,7 +172,7 @@ def _memory(picture, part=1):
         more = 12
     else:
         more = 0 if picture.mode == 'RGB' else 4
-    whole = 2 * len(picture.getbands()) if picture.info.get('progressive') else 0   # coefficients of all pixels at once
+    whole = 2 * len(picture.getbands()) if picture.info.get('progressive') else 0  # coefficients of all pixels at once
     pixels = picture.width * picture.height
     return pixels * (stored + turn + more + _DECODERS.get(picture.format, 0)) // part**2 + pixels * whole
 
@@ -192,20 +191,22 @@ def _make_fit(picture, limit, most_bytes):
     part = next((o for o in (2, 4, 8) if _memory(picture, o) <= most_bytes), None)
     if part and picture.format in ('JPEG', 'MPO') and picture.draft(None, (width // part, height // part)):
         return remark('reduced', f'{width:,} x {height:,} at 1/{part}')
-    raise UnreadableImage(f'too many pixels: {width:,} x {height:,} take {_size(need)} of memory, and '
-                          f'{_size(most_bytes)} is the limit for one picture; make it smaller first')
+    raise UnreadableImage(
+        f'too many pixels: {width:,} x {height:,} take {_size(need)} of memory, and '
+        f'{_size(most_bytes)} is the limit for one picture; make it smaller first'
+    )
 
 # %% ../nbs/01a_pictures.ipynb #pictures-open-image
-_DNG = 50706                                        # a tag that makes a TIFF file a raw picture of a camera
+_DNG = 50706  # a tag that makes a TIFF file a raw picture of a camera
 
 
 def _remark_frames(picture):
     "The first of several frames is where a file stands when it has been opened"
     try:
-        if picture.format not in ('MPO', 'PSD') and getattr(picture, 'is_animated', False):       # previews, layers
+        if picture.format not in ('MPO', 'PSD') and getattr(picture, 'is_animated', False):  # previews, layers
             remark('frames', f'{picture.n_frames:,} frames' if picture.format != 'GIF' else 'an animation')
             picture.seek(0)
-    except Exception:                               # a file whose later frames are damaged
+    except Exception:  # a file whose later frames are damaged
         picture.seek(0)
 
 
@@ -222,7 +223,7 @@ def _identified(file, limit):
 def _open(picture, name, limit, most_bytes):
     "RGB of a file that Pillow has identified"
     raw = picture.format == 'TIFF' and (_DNG in picture.tag_v2 or picture_format(b'', name) == 'RAW')
-    if raw:                                         # Pillow would find a thumbnail
+    if raw:  # Pillow would find a thumbnail
         raise UnreadableImage(why_not('RAW'))
     _make_fit(picture, limit, most_bytes)
     _remark_frames(picture)
@@ -250,16 +251,16 @@ def _why_unidentified(file, name):
 
 
 def open_image(
-    file, # path, or open binary file
-    name:str='', # what to call an open file; its suffix may tell a raw picture
-    most_bytes:int=MOST_BYTES, # memory that may be taken
-)->Image.Image: # 8-bit RGB, fully decoded; the first frame if there are several
+    file,  # path, or open binary file
+    name: str = '',  # what to call an open file; its suffix may tell a raw picture
+    most_bytes: int = MOST_BYTES,  # memory that may be taken
+) -> Image.Image:  # 8-bit RGB, fully decoded; the first frame if there are several
     "The picture in a file; `UnreadableImage` if there is none, whatever the reason"
     path = isinstance(file, (str, os.PathLike))
     name = str(file) if path else name
     try:
         if path and os.path.exists(file) and not os.path.isfile(file):
-            raise OSError('not a file')                                         # a pipe would be waited for
+            raise OSError('not a file')  # a pipe would be waited for
         if path and os.path.getsize(file) > most_bytes:
             raise UnreadableImage(f'a file of {_size(os.path.getsize(file))}, and {_size(most_bytes)} is the limit')
         with _no_limit() as limit, _identified(file, limit) as picture:
@@ -274,7 +275,7 @@ def open_image(
         why = 'not there (a broken link?)' if Path(str(file)).is_symlink() else 'not there'
     except PermissionError:
         why = 'no permission to read it'
-    except Exception as e:                          # decoders raise all kinds of errors on damaged files
+    except Exception as e:  # decoders raise all kinds of errors on damaged files
         why = ' '.join(f'{type(e).__name__}: {e}'.split())
     raise UnreadableImage(f'{file}: {why}')
 
@@ -339,20 +340,26 @@ def _check_images(images):
     if isinstance(images, (str, Path, Image.Image)):
         raise TypeError(f"images: got a single {type(images).__name__}; pass a list, such as [image]")
     if not hasattr(images, '__len__') or not hasattr(images, '__getitem__'):
-        raise TypeError(f"images: expected a tensor, a list or a dataset with a length, got {type(images).__name__}; "
-                        "wrap an iterator in list(...)")
+        raise TypeError(
+            f"images: expected a tensor, a list or a dataset with a length, got {type(images).__name__}; "
+            "wrap an iterator in list(...)"
+        )
     if not len(images):
         raise ValueError("images: got an empty set; at least one image is needed")
     if isinstance(images, torch.Tensor) and (images.ndim != 4 or not images.is_floating_point()):
-        raise ValueError("images: a tensor must be preprocessed, (N, 3, H, W) and floating point; got "
-                         f"{tuple(images.shape)} {images.dtype}. Pass PIL images to have them preprocessed")
+        raise ValueError(
+            "images: a tensor must be preprocessed, (N, 3, H, W) and floating point; got "
+            f"{tuple(images.shape)} {images.dtype}. Pass PIL images to have them preprocessed"
+        )
 
 
 class ImageDataset(Dataset):
     "Images of any supported source as preprocessed tensors, and nothing else: a label that comes along is dropped"
-    def __init__(self,
-        images, # (N, 3, H, W) float tensor, paths, PIL images, or a `Dataset`: of images, or with labels beside them
-        preprocess=None, # PIL image -> (3, H, W) float tensor; needed unless `images` holds tensors
+
+    def __init__(
+        self,
+        images,  # (N, 3, H, W) float tensor, paths, PIL images, or a `Dataset`: of images, or with labels beside them
+        preprocess=None,  # PIL image -> (3, H, W) float tensor; needed unless `images` holds tensors
     ):
         images = as_images(images)
         _check_images(images)
@@ -361,7 +368,7 @@ class ImageDataset(Dataset):
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, i:int)->torch.Tensor:
+    def __getitem__(self, i: int) -> torch.Tensor:
         item = self.images[i]
         if isinstance(item, Mapping):
             item = item['image']
@@ -370,8 +377,9 @@ class ImageDataset(Dataset):
         if isinstance(item, torch.Tensor):
             return item.float()
         if self.preprocess is None:
-            raise ValueError("preprocess: needed to turn image files or PIL images into tensors; load_clip returns the "
-                             "model's own")
+            raise ValueError(
+                "preprocess: needed to turn image files or PIL images into tensors; load_clip returns the model's own"
+            )
         if isinstance(item, (str, Path)):
             item = open_image(item)
         if not isinstance(item, Image.Image):

@@ -817,9 +817,9 @@ def test_few_values_are_noted_whoever_opens_them_and_however_often(label, folder
             and len(o.names) == 16
             and o.notes
             == [
-                '3 of 16 pictures: values that span less than a sixteenth of the range, and are used as they are: nearly '
-                'black or of one grey; stretch them to the whole range first if they were to be seen. The first: '
-                'dark1.png: values 0 to 4,095, where white is 65,535'
+                '3 of 16 pictures: values that span less than a sixteenth of the range, and are used as they are: '
+                'nearly black or of one grey; stretch them to the whole range first if they were to be seen. The '
+                'first: dark1.png: values 0 to 4,095, where white is 65,535'
             ]
         )
     new = CliRunner().invoke(
@@ -1361,6 +1361,19 @@ def test_names_that_are_no_text_do_not_spoil_a_note(label, folder, digits):
 @pytest.mark.parametrize('source', ['https://example.org/photos.zip', 's3://bucket/photos', 'file:///tmp/photos'])
 def test_an_address_is_no_source(label, source):
     assert 'download them first' in label(source).one_line()
+
+
+def test_a_run_that_names_a_pipe_is_not_waited_for(label, folder, tmp_path):
+    from reclip.report import open_run
+
+    assert label(folder).code == 0
+    path = tmp_path / 'RUN0' / 'config.json'
+    config = json.loads(path.read_text())
+    for name in ('p.txt', 'p.tar'):
+        os.mkfifo(tmp_path / name)
+        config['run']['images'] = str(tmp_path / name)
+        path.write_text(json.dumps(config))
+        assert within(30, lambda: open_run(tmp_path / 'RUN0')).files is None
 
 
 def test_reports_do_not_repeat_what_the_run_has_noted(label, folder, tmp_path, caplog):
