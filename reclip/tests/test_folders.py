@@ -158,7 +158,7 @@ def test_a_second_process_says_who_is_there(begin, scans, tmp_path, monkeypatch)
     out = tmp_path / 'RUN'
     fine(call('zeroshot', scans, *WORDS, '-o', out, '-q'))
     before = contents(out)
-    pid, wait, told = begin('adapt', scans, *WORDS, '-o', out, '--overwrite', '--epochs', 0, first=PAUSE.format('_prepare'))
+    pid, wait, told = begin('adapt', scans, *WORDS, '-o', out, '--overwrite', '--epochs', 0, first=PAUSE.format('prepare'))
     until(told / 'ready')
     with monkeypatch.context() as patch:
         patch.setattr('reclip.adapt.load_clip', lambda *args: pytest.fail('it loaded the model'))
@@ -440,7 +440,7 @@ def test_notes_of_all_stages_survive_a_kill(scans, tmp_path, monkeypatch):
     again = call(*job, '--resume')
     fine(again)
     said = run.read_run(tmp_path / 'in' / 'RUN')['notes']
-    first, *rest = [o for o in said if 'other files' not in o]                            # of the unfinished run among them
+    first, *rest = [o for o in said if 'other file' not in o]                            # of the unfinished run among them
     assert 'lies in the folder of the images' in first and rest == ['said while encoding', 'said in the first epoch']
     assert f'note: {first}' in again.stderr
     fine(call('predict', tmp_path / 'in' / 'RUN', scans, '-o', tmp_path / 'p.csv', '-q'))

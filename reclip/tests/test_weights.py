@@ -444,14 +444,14 @@ def test_where_published_weights_differ(known, pictures):
         )
         == 1
     )
-    net = load_clip('toy', str(known / 'toy.safetensors'), 'cpu')[0]
+    net = load_clip('toy', str(known / 'toy.safetensors'), 'cpu').model
     assert n_quick(net) == 0 and net.visual.preprocess_cfg['std'] == (0.3,) * 3
 
 
 def test_a_name_that_says_quickgelu(known):
     publish(a={}, b={})
     with noting() as notes:
-        net = load_clip('toy-quickgelu', str(known / 'toy.safetensors'), 'cpu')[0]
+        net = load_clip('toy-quickgelu', str(known / 'toy.safetensors'), 'cpu').model
     assert notes == [] and n_quick(net) == 2
 
 
@@ -632,7 +632,7 @@ def test_transformers_whose_doors_are_not_known(monkeypatch, tmp_path):
 def test_transformers_without_kernels(monkeypatch, tmp_path):
     monkeypatch.setitem(trust._DOORS, 'transformers.integrations.hub_kernels', ('no such function',))
     monkeypatch.setitem(trust._DOORS, 'transformers.no_such_module', ('x',))
-    assert load_clip(write_folder(tmp_path / 'm'), device='cpu')[0].ln_final.weight.shape == (32,)
+    assert load_clip(write_folder(tmp_path / 'm'), device='cpu').model.ln_final.weight.shape == (32,)
 
 
 def test_what_a_guard_changes_comes_back(monkeypatch):
@@ -1007,8 +1007,7 @@ def test_cut_prompts_are_noted_once_in_a_run(what, tmp_path, pictures):
 
 def test_cut_prompts_in_python(digits, caplog):
     names = [' '.join(['word'] * 90), 'seven']
-    clip = demo.demo_clip()
-    text_classifier(clip[0], clip[2], names)
+    text_classifier(load_clip('demo'), names)
     assert sum('1 of 2 prompts' in o for o in caplog.messages) == 1
     caplog.clear()
     ReCLIP('demo', class_names=names, epochs=1).fit(digits[0][:40])
@@ -1128,7 +1127,7 @@ def results(tmp_path_factory, pictures):
 def test_code_in_any_file_of_a_result(kind, results, pictures, tmp_path, monkeypatch):
     finished, _, words = results
     content, marker, codes = payloads(tmp_path / 'marker')[kind], tmp_path / 'marker', set()
-    monkeypatch.setattr('reclip.report._execute', lambda *_: None)  # what is read before is all that is read
+    monkeypatch.setattr('reclip.report.parts_for', lambda d: [])  # what is read before is all that is read
     names = sorted(o.name for o in finished.iterdir())
     assert {
         'adapted.safetensors',
