@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 from .clip import encode_images, encode_shares
-from .files import sweep, whole_file
+from .files import parse_json, read_json, sweep, whole_file
 from .images import ImageFiles, show_path
 from .notes import note
 from .pictures import MOST_BYTES, UnreadableImage, note_remarks, open_image
@@ -222,7 +222,7 @@ def _read_shard(path, wanted):
             rows, about = file.get_tensor('rows'), file.metadata()
             if _checksum(packed, rows, about['told']) != about['checksum']:
                 raise ValueError('its checksum is another')
-            return digests, rows, {bytes.fromhex(k): v for k, v in json.loads(about['told']).items()}
+            return digests, rows, {bytes.fromhex(k): v for k, v in parse_json(about['told'], 'told').items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         note(f"{path} is damaged ({e}); its images are encoded again, and the file can be removed")
 
@@ -364,16 +364,17 @@ def cache_info(
     folder, stores = cache_folder(cache), []
     for store in _stores(folder):
         try:
-            about = json.loads((store / 'settings.json').read_text(encoding='utf-8'))
+            about = read_json(store / 'settings.json')
         except (OSError, ValueError):
-            about = {}
+            about = None
+        known = about if isinstance(about, dict) else {}
         shards = list(store.glob(_SHARDS))
         stores.append(
             dict(
                 store=store.name,
                 rows=sum(map(_count, shards)),
                 bytes=sum(o.stat().st_size for o in shards),
-                **{k: about.get(k) for k in ('tower', 'precision', 'device')},
+                **{k: known.get(k) for k in ('tower', 'precision', 'device')},
             )
         )
     return dict(

@@ -93,8 +93,8 @@ def adapt(
 ):
     """Adapt CLIP to IMAGES and label them.
 
-    Writes predictions.csv, adapted.safetensors, config.json, history.csv, skipped.csv and features.safetensors. No
-    labels are used, even where folders have names.
+    Writes predictions.csv, adapted.safetensors, config.json, history.csv, skipped.csv, features.safetensors and
+    digests.safetensors. No labels are used, even where folders have names.
 
     Examples:
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from .files import hidden_name, read_json, sweep, whole_file, write_json
+from .files import hidden_name, parse_json, read_json, sweep, whole_file, write_json
 from .folders import discard, put, recover, whole_folder
 from .places import hold
 
@@ -50,7 +50,7 @@ def read_tensors(
     try:
         with safe_open(path, 'pt') as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}
-            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            about = {k: parse_json(v, k) for k, v in (file.metadata() or {}).items()}
     except (SafetensorError, ValueError) as e:
         raise CannotGoOn(f"{path} is damaged ({e}); {_ANEW}") from e
     if run_id is not None and about.get('run_id') != run_id:

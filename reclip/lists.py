@@ -13,7 +13,6 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Callable
 from itertools import accumulate
 from typing import NamedTuple
 from .files import each_once, parse_json, read_text

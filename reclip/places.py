@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from .files import hidden_name, lock
+from .files import hidden_name, lock, read_json
 from .notes import note
 
 # %% ../nbs/00h_places.ipynb #places-hold
@@ -35,7 +35,7 @@ if hasattr(os, 'register_at_fork'):
 def _who(path):
     "Who holds a lock, in words"
     try:
-        about = json.loads(path.read_text(encoding='utf-8'))
+        about = read_json(path)
         return f"process {about['pid']} on {about['host']}, since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return 'another process'

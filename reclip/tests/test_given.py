@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 from reclip import demo
 from reclip.cli import app
@@ -110,6 +112,19 @@ def test_json_that_is_nested_too_deep(label, digits, tmp_path):
         ['export', tmp_path / 'RUN', tmp_path / 'X'],
     ):
         refused(call(*command), 'config.json')
+
+
+def test_files_of_our_own_that_somebody_nested_too_deep(digits, tmp_path):
+    job = ['zeroshot', digits, '-c', ','.join(NAMES), '-m', 'demo', '-t', 'digit', '--cache', tmp_path / 'cache']
+    assert call(*job, '-o', tmp_path / 'A').exit_code == 0
+    for content in ('[' * 100_000, '[1]'):
+        for store in (tmp_path / 'cache').glob('*/settings.json'):
+            store.write_text(content)
+        told = call('cache', '--cache', tmp_path / 'cache')
+        assert told.exit_code == 0 and '40 images' in told.output
+    tensors = dict(digests=torch.zeros(40, 16, dtype=torch.uint8))
+    save_file(tensors, tmp_path / 'A' / 'digests.safetensors', dict(run_id='[' * 100_000))
+    refused(call('report', tmp_path / 'A'), 'digests.safetensors', 'nested too deep')
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')

@@ -494,7 +494,11 @@ def test_pipes_sockets_and_devices_wherever_they_are(label, folder, tmp_path, mo
     for source in (folder, 'good.tar'):
         found = within(30, lambda: label(source))
         assert found.code == 0 and len(found.names) == 12 and [k.rpartition('/')[2] for k in found.skipped] == ['q.jpg']
-        assert found.notes[0] == '1 other file was not looked at: without suffix (1)' and len(found.notes) == 2
+        ((name, (_, why)),) = found.skipped.items()
+        assert found.notes == [
+            '1 other file was not looked at: without suffix (1)',
+            f'1 of 13 pictures without a label, as they cannot be opened; the first: {name}: {why}',
+        ]
 
 
 # patterns
@@ -628,7 +632,7 @@ def test_a_damage_costs_what_it_hits(label, tmp_path, digits, kind):
         where = len(b''.join(parts[:11]))
         assert re.search(rf'is damaged at byte ({where:,}|\d+,\d+)', found.skipped[str(tmp_path / 's.tar')][1])
         assert (
-            len(found.notes) == 1 + any('cannot be opened' in o for o in found.notes)
+            len(found.notes) == 1 + any(k.endswith('.png') for k in found.skipped)
             and f'1 damaged archive, of which what can be found is used; the first: {tmp_path}/s.tar' in found.notes[0]
         )
     assert label(tmp_path / 's.tar', '--max-unreadable', 0).code == (
@@ -902,6 +906,9 @@ def test_a_picture_takes_no_more_memory_than_is_stated(label, folder):
         len(found.notes) == 2
         and '1 of 13 pictures: too large for the memory' in found.notes[0]
         and 'wall.jpg: 16,000 x 13,000 at 1/2' in found.notes[0]
+        and found.notes[1].startswith(
+            '4 of 17 pictures without a label, as they cannot be opened; the first: bomb.png:'
+        )
     )
 
 
