@@ -12,8 +12,9 @@ from contextlib import nullcontext
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .devices import alike, everyone, gather_rows, share, short_sockets, together, world
+from .devices import alike, everyone, gather_rows, share, together, world
 from .pictures import ImageDataset, UnreadableImage, note_remarks, remarks
+from .sockets import short_sockets
 from .unit import unit_rows
 
 # %% ../nbs/01e_encode.ipynb #encode-memory

@@ -44,7 +44,7 @@ def _who(path):
 def _sign(handle):
     "Write down who holds the lock"
     since = datetime.now().astimezone().isoformat(timespec='seconds')
-    with suppress(OSError):                                           # a full disk does not keep anybody from holding it
+    with suppress(OSError):  # a full disk does not keep anybody from holding it
         os.truncate(handle, 0)
         os.write(handle, json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=since)).encode())
 
