@@ -112,8 +112,8 @@ def _connected():
     except RuntimeError as e:
         if isinstance(e, torch.cuda.OutOfMemoryError):
             raise
-        why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()
-        raise ProcessEnded(f"another process of this job has ended ({why[:160]}); see its message or the launcher's") from e
+        why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()[:160]
+        raise ProcessEnded(f"another process of this job has ended ({why}); see its message or the launcher's") from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
