@@ -265,8 +265,8 @@ class Bar:
 def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeypatch):
     if search == 'approximate': pytest.importorskip('faiss')
     monkeypatch.setattr(Bar, 'seen', [])
-    for module in ('clip', 'graph', 'blocks', 'approximate'): monkeypatch.setattr(f'reclip.{module}.tqdm', Bar)
-    for module in ('clip', 'adapt'): monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
+    for module in ('encode', 'texts', 'graph', 'blocks', 'approximate'): monkeypatch.setattr(f'reclip.{module}.tqdm', Bar)
+    for module in ('texts', 'adapt'): monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
     ReCLIP.from_model(clip[0], clip[1], clip[2], demo.class_names, templates=demo.templates, verbose=shown, search=search).fit_features(features[0])
     assert [(o.desc, o.shown) for o in Bar.seen] == [(o, shown and first) for o in ('encode prompts', 'find neighbours', 'spread labels')]
     assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == 100
