@@ -16,8 +16,10 @@ from torchvision.transforms import Compose, Lambda, RandomCrop, Resize
 from typer.testing import CliRunner
 from reclip import demo, encode_images, run
 from reclip.cache import cache_folder, cache_info, clear_cache, encode_cached, encoding_settings, image_digests
+from reclip.digests import KnownFiles
 from reclip.cli import app
 from reclip.images import ImageFiles, encode_readable, find_images
+from reclip.pictures import UnreadableImage
 
 settings = dict(model='demo', templates='digit', device='cpu', progress=False, method='zeroshot')
 
@@ -194,6 +196,29 @@ def test_a_file_that_changes_while_it_is_read(folder, clip, tmp_path):
     watched = Watched(clip[0])
     found = encode_cached(watched, find_images(folder)[0], clip[1], tmp_path / 'cache')
     assert watched.seen == 0 and torch.equal(found[5], found[39])
+
+
+def test_only_pictures_with_the_digest_are_opened(folder, tmp_path):
+    "Of another file, of none and of a broken one it is said what is the matter, and nothing else is opened"
+    files = find_images(folder)[0]
+    known = KnownFiles(files, image_digests(files), 'another one')
+    assert known.share() == 1 and known[3].tobytes() == files[3].tobytes()
+    shutil.copy(folder / '39.png', folder / '05.png')
+    (folder / '06.png').unlink()
+    with pytest.raises(UnreadableImage, match='05.png: another one'):
+        known[5]
+    with pytest.raises(UnreadableImage, match='06.png: not there'):
+        known[6]
+    (folder / '05.png').write_bytes(b'no picture')
+    with pytest.raises(UnreadableImage, match='05.png: another one'):
+        known[5]
+    broken = KnownFiles(files, image_digests(files)).keep([5, 6, 7])  # 06.png has no digest
+    with pytest.raises(UnreadableImage, match='05.png: (?!was changed)'):
+        broken[0]
+    shutil.copy(folder / '39.png', folder / '06.png')
+    with pytest.raises(UnreadableImage, match='06.png: was changed'):
+        broken[1]
+    assert broken[2].tobytes() == files[7].tobytes() and known.share() == (len(files) - 2) / len(files)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from reclip import ReCLIP, demo, encode_images, label_features, load_clip, neighbor_graph, project, projection_basis, propagate, text_classifier, zero_shot_logits
 from reclip.clip import Clip, unit_rows
+from reclip.encode import Encoding
 from reclip.pictures import ImageDataset
 from reclip.pseudolabel import scores_to_confidence, scores_to_labels
 from reclip.tests.conftest import blobs
@@ -182,6 +183,11 @@ def test_batches_do_not_matter(clip, digits):
     model, preprocess, _ = clip
     whole = encode_images(model, digits[0][:50], preprocess)
     for size in (1, 7, 50): assert torch.allclose(encode_images(model, digits[0][:50], preprocess, batch_size=size), whole, atol=1e-5)
+    seven = encode_images(model, digits[0][:50], preprocess, batch_size=7)
+    assert torch.equal(encode_images(model, digits[0][:50], preprocess, Encoding(batch_size=7)), seven)
+    assert torch.equal(encode_images(model, digits[0][:50], preprocess, Encoding(batch_size=50), batch_size=7), seven)
+    with pytest.raises(TypeError, match='batchsize'):
+        encode_images(model, digits[0][:50], preprocess, batchsize=7)
 
 
 # --- loading
