@@ -1,4 +1,5 @@
 "Several processes do one job together: the same result as one, one voice, one writer, and a lost process costs nothing but time."
+
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from reclip.run import adapt, predict
 
 pytest.importorskip('accelerate')
 names = list(demo.class_names)
-WORDS, N = ', '.join(names), 65                                    # two batches of 32, and one that is smaller than the number of processes
+WORDS, N = ', '.join(names), 65  # two batches of 32, and one that is smaller than the number of processes
 options = ['-c', WORDS, '-t', 'digit', '-m', 'demo', '--epochs', '3', '--batch-size', '32', '--device', 'cpu']
 settings = dict(model='demo', templates='digit', epochs=3, batch_size=32, device='cpu', progress=False)
 
@@ -54,24 +55,34 @@ for line in sys.stdin:
 
 
 def free_port():
-    with socket.socket() as s: s.bind(('localhost', 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module', autouse=True)
 def forks():
-    process = subprocess.Popen([sys.executable, '-c', forks_code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', forks_code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     yield process
-    process.kill(); process.communicate()
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture
 def job(forks, tmp_path_factory):
     "Runs code in several processes; returns exit codes, and what each wrote on stdout and stderr"
+
     def start(world, code, **values):
         folder = tmp_path_factory.mktemp('job')
-        forks.stdin.write(json.dumps(dict(world=world, code=code, folder=str(folder), port=free_port()) | values) + '\n'); forks.stdin.flush()
+        forks.stdin.write(
+            json.dumps(dict(world=world, code=code, folder=str(folder), port=free_port()) | values) + '\n'
+        )
+        forks.stdin.flush()
         codes = json.loads(forks.stdout.readline())
         return codes, *([(folder / f'{name}{rank}').read_text() for rank in range(world)] for name in ('out', 'err'))
+
     return start
 
 
@@ -82,7 +93,11 @@ def fine(found):
 
 def command(job, world, *args):
     "`reclip` with these arguments in forked processes"
-    return job(world, 'import sys, reclip.cli\nsys.argv = ["reclip", *job["args"]]\nreclip.cli.main()', args=[str(o) for o in args])
+    return job(
+        world,
+        'import sys, reclip.cli\nsys.argv = ["reclip", *job["args"]]\nreclip.cli.main()',
+        args=[str(o) for o in args],
+    )
 
 
 torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'reclip']
@@ -91,7 +106,8 @@ torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--np
 @pytest.fixture(scope='module')
 def digits_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('digits')
-    for i, image in enumerate(demo.demo_digits()[0][:N]): image.save(folder / f'{i:02}.png')
+    for i, image in enumerate(demo.demo_digits()[0][:N]):
+        image.save(folder / f'{i:02}.png')
     return folder
 
 
@@ -108,31 +124,48 @@ def same(folder, other):
     a, b = (pd.read_csv(o / 'predictions.csv') for o in (folder, other))
     words = [o for o in a if o not in ('confidence', 'probability')]
     s, t = (load_file(o / 'adapted.safetensors') for o in (folder, other))
-    return a[words].equals(b[words]) and np.allclose(a[['confidence', 'probability']], b[['confidence', 'probability']], atol=1.01e-4) and all(torch.allclose(s[k].float(), t[k].float(), atol=1e-4) for k in s)
+    return (
+        a[words].equals(b[words])
+        and np.allclose(a[['confidence', 'probability']], b[['confidence', 'probability']], atol=1.01e-4)
+        and all(torch.allclose(s[k].float(), t[k].float(), atol=1e-4) for k in s)
+    )
 
 
 # ---- one process
 
+
 def test_one_process_is_asked_nothing():
-    assert share(7) == slice(0, 7) and everyone(3) == [3] and on_first(lambda: 4) == together(lambda: 4) == 4 and default_device() in ('cpu', 'cuda')
-    with alone(): assert share(7) == slice(0, 7)
+    assert (
+        share(7) == slice(0, 7)
+        and everyone(3) == [3]
+        and on_first(lambda: 4) == together(lambda: 4) == 4
+        and default_device() in ('cpu', 'cuda')
+    )
+    with alone():
+        assert share(7) == slice(0, 7)
 
 
 @pytest.mark.parametrize('world', [2, 3, 8])
 def test_shares_cover_all_rows_once(monkeypatch, world):
-    monkeypatch.setenv('RANK', '1'); monkeypatch.setenv('WORLD_SIZE', str(world))
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', str(world))
     for n in (0, 1, 2, 5, 64, 1001):
         parts = [share(n, o) for o in range(world)]
         assert [i for o in parts for i in range(n)[o]] == list(range(n)) and share(n) == parts[1]
         sizes = [o.stop - o.start for o in parts]
-        assert max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)                    # the first has something wherever there is something
-    with alone(): assert share(9) == slice(0, 9) and on_first(lambda: 5) == 5
+        assert max(sizes) - min(sizes) <= 1 and sizes[0] == max(
+            sizes
+        )  # the first has something wherever there is something
+    with alone():
+        assert share(9) == slice(0, 9) and on_first(lambda: 5) == 5
 
 
 def test_more_than_one_process_needs_accelerate(monkeypatch):
-    for name, value in dict(RANK='0', WORLD_SIZE='2').items(): monkeypatch.setenv(name, value)
+    for name, value in dict(RANK='0', WORLD_SIZE='2').items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, 'accelerate', None)
-    with pytest.raises(ValueError, match=r"pip install 'reclip-torch\[devices\]'"): everyone(1)
+    with pytest.raises(ValueError, match=r"pip install 'reclip-torch\[devices\]'"):
+        everyone(1)
 
 
 # ---- helpers
@@ -236,13 +269,38 @@ def test_encoding_in_parts(job, clip, tmp_path):
     model, preprocess, tokenizer = clip
     images = demo.demo_digits()[0]
     (tmp_path / 'few').mkdir()
-    images[0].save(tmp_path / 'few' / 'a.png'); images[1].save(tmp_path / 'few' / 'c.png'); (tmp_path / 'few' / 'b.png').write_bytes(b'not an image')
+    images[0].save(tmp_path / 'few' / 'a.png')
+    images[1].save(tmp_path / 'few' / 'c.png')
+    (tmp_path / 'few' / 'b.png').write_bytes(b'not an image')
     with tarfile.open(tmp_path / 'shard.tar', 'w') as archive:
-        for i in range(7): images[i].save(tmp_path / f'{i}.png'); archive.add(tmp_path / f'{i}.png', f'{i}.png')
-    prompts = [f'a photo of the number {o}.' for o in names[:8]] + ['a zero', 'one', 'a photo of the number one.']         # one of them twice
-    torch.save(dict(tar=encode_images(model, find_images(tmp_path / 'shard.tar')[0], preprocess), few=encode_images(model, images[:2], preprocess), prompts=prompts, text=encode_text(model, tokenizer(prompts))), tmp_path / 'expected.pt')
-    fine(job(4, encoding, expected=str(tmp_path / 'expected.pt'), tar=str(tmp_path / 'shard.tar'), few=str(tmp_path / 'few'), store=str(tmp_path / 'store')))
-    assert cache_info(tmp_path / 'store')['rows'] == 7                                        # a and c are two of them
+        for i in range(7):
+            images[i].save(tmp_path / f'{i}.png')
+            archive.add(tmp_path / f'{i}.png', f'{i}.png')
+    prompts = [f'a photo of the number {o}.' for o in names[:8]] + [
+        'a zero',
+        'one',
+        'a photo of the number one.',
+    ]  # one of them twice
+    torch.save(
+        dict(
+            tar=encode_images(model, find_images(tmp_path / 'shard.tar')[0], preprocess),
+            few=encode_images(model, images[:2], preprocess),
+            prompts=prompts,
+            text=encode_text(model, tokenizer(prompts)),
+        ),
+        tmp_path / 'expected.pt',
+    )
+    fine(
+        job(
+            4,
+            encoding,
+            expected=str(tmp_path / 'expected.pt'),
+            tar=str(tmp_path / 'shard.tar'),
+            few=str(tmp_path / 'few'),
+            store=str(tmp_path / 'store'),
+        )
+    )
+    assert cache_info(tmp_path / 'store')['rows'] == 7  # a and c are two of them
 
 
 # ---- propagation
@@ -263,6 +321,7 @@ def test_propagation_in_parts(job, tmp_path):
     "Neighbours of a share of the nodes, colours of a share of the classes: three processes, one of which has none of two classes"
     from reclip.pseudolabel import propagate_labels
     from reclip.tests.conftest import blobs
+
     cases = {}
     for m, search in ((2, 'exact'), (40, 'exact'), (40, 'approximate')):
         images, texts, _ = blobs(1500, m, d=24, dtype=torch.float32)
@@ -302,62 +361,145 @@ for row, (loss_t, loss_v) in zip(found.history[1:], expected['losses']): assert 
 '''
 
 
-@pytest.mark.parametrize('world, classes, n, recipe, short', [(3, 10, 33, 'paper', True), (4, 3, 17, 'official', False)])      # aliases; fewer classes, and images of a step, than processes
+@pytest.mark.parametrize(
+    'world, classes, n, recipe, short', [(3, 10, 33, 'paper', True), (4, 3, 17, 'official', False)]
+)  # aliases; fewer classes, and images of a step, than processes
 def test_training_in_parts(job, own_clip, tmp_path, world, classes, n, recipe, short):
     from reclip.clip import Clip
     from reclip.selftrain import adapt as train
+
     model, preprocess, tokenizer = own_clip
     model.visual.register_module('spare', torch.nn.LayerNorm(3))
     aliases = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], *names[4:]][:classes]
-    found = train(Clip(model, preprocess, tokenizer), demo.demo_digits()[0][:n], aliases, demo.templates[:2], epochs=2, batch_size=8, recipe=recipe, lr_image=.002)
-    assert not torch.equal(found.image_state['visual.ln_post.weight'], dict(model.named_parameters())['visual.ln_post.weight'])
-    torch.save(dict(text=found.text_state, image=found.image_state, pseudo_labels=found.pseudo_labels, losses=[(o['loss_t'], o['loss_v']) for o in found.history[1:]]), tmp_path / 'expected.pt')
+    found = train(
+        Clip(model, preprocess, tokenizer),
+        demo.demo_digits()[0][:n],
+        aliases,
+        demo.templates[:2],
+        epochs=2,
+        batch_size=8,
+        recipe=recipe,
+        lr_image=0.002,
+    )
+    assert not torch.equal(
+        found.image_state['visual.ln_post.weight'], dict(model.named_parameters())['visual.ln_post.weight']
+    )
+    torch.save(
+        dict(
+            text=found.text_state,
+            image=found.image_state,
+            pseudo_labels=found.pseudo_labels,
+            losses=[(o['loss_t'], o['loss_v']) for o in found.history[1:]],
+        ),
+        tmp_path / 'expected.pt',
+    )
     fine(job(world, training, expected=str(tmp_path / 'expected.pt'), classes=classes, n=n, recipe=recipe, short=short))
 
 
 # ---- whole runs
 
+
 def test_accelerate_launch(single, digits_folder, tmp_path):
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', str(free_port()), '-m', 'reclip']
-    found = subprocess.run([*launch, 'adapt', digits_folder, *options, '--no-cache', '-o', tmp_path / 'RUN'], capture_output=True, text=True)
+    launch = [
+        sys.executable,
+        '-m',
+        'accelerate.commands.launch',
+        '--multi_gpu',
+        '--num_processes',
+        '2',
+        '--num_machines',
+        '1',
+        '--mixed_precision',
+        'no',
+        '--dynamo_backend',
+        'no',
+        '--main_process_port',
+        str(free_port()),
+        '-m',
+        'reclip',
+    ]
+    found = subprocess.run(
+        [*launch, 'adapt', digits_folder, *options, '--no-cache', '-o', tmp_path / 'RUN'],
+        capture_output=True,
+        text=True,
+    )
     assert found.returncode == 0, found.stderr
-    assert same(tmp_path / 'RUN', single) and json.loads((tmp_path / 'RUN' / 'config.json').read_text())['run']['machine']['processes'] == 2
-    assert found.stdout.count('predictions.csv has every label') == 1 and found.stderr.count('images found') == 1        # one voice
-    assert sorted(o.name for o in tmp_path.iterdir()) == ['RUN'] and sorted(o.name for o in (tmp_path / 'RUN').iterdir()) == sorted(o.name for o in single.iterdir())
+    assert (
+        same(tmp_path / 'RUN', single)
+        and json.loads((tmp_path / 'RUN' / 'config.json').read_text())['run']['machine']['processes'] == 2
+    )
+    assert (
+        found.stdout.count('predictions.csv has every label') == 1 and found.stderr.count('images found') == 1
+    )  # one voice
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['RUN'] and sorted(
+        o.name for o in (tmp_path / 'RUN').iterdir()
+    ) == sorted(o.name for o in single.iterdir())
 
 
 def test_a_killed_worker_fails_the_job_and_resume_recovers(job, single, digits_folder, tmp_path):
     "torchrun, one worker killed after the first epoch; then on with one process, and with two"
     partial = tmp_path / 'RUN.partial'
-    launched = subprocess.Popen([*torchrun, 'adapt', digits_folder, *options, '--cache', tmp_path / 'cache', '-o', tmp_path / 'RUN'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    launched = subprocess.Popen(
+        [*torchrun, 'adapt', digits_folder, *options, '--cache', tmp_path / 'cache', '-o', tmp_path / 'RUN'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (partial / 'checkpoint.safetensors').is_file():
         assert launched.poll() is None, launched.communicate()[1]
-        time.sleep(.01)
+        time.sleep(0.01)
     workers = [o for o in psutil.Process(launched.pid).children() if o.environ().get('RANK') == '1']
     workers[0].kill()
     err = launched.communicate()[1]
     assert launched.returncode != 0 and not (tmp_path / 'RUN').exists() and partial.is_dir()
     said = [line for line in err.splitlines() if line.startswith('reclip adapt: ')]
-    assert len(said) == 1 and 'has ended' in said[0] and '--resume' in said[0] and 'reclip/cli.py' not in err, err         # torchrun has a traceback of its own, but none of ours
-    assert cache_info(tmp_path / 'cache')['rows'] == len(pd.unique(pd.Series([o.read_bytes() for o in digits_folder.iterdir()])))         # each kept its share
+    assert len(said) == 1 and 'has ended' in said[0] and '--resume' in said[0] and 'reclip/cli.py' not in err, (
+        err
+    )  # torchrun has a traceback of its own, but none of ours
+    assert cache_info(tmp_path / 'cache')['rows'] == len(
+        pd.unique(pd.Series([o.read_bytes() for o in digits_folder.iterdir()]))
+    )  # each kept its share
     shutil.copytree(partial, tmp_path / 'TWO.partial')
     adapt(digits_folder, names, tmp_path / 'RUN', resume=True, **settings)
     assert same(tmp_path / 'RUN', single)
     codes, out, err = command(job, 2, 'adapt', digits_folder, *options, '-o', tmp_path / 'TWO', '--resume')
-    assert codes == [0, 0] and 'going on after epoch' in err[0] and err[1] == out[1] == '' and same(tmp_path / 'TWO', single), err
-    codes, out, err = command(job, 2, 'adapt', digits_folder, *options, '-o', tmp_path / 'TWO', '--resume')                # finished: said once, nothing done
+    assert (
+        codes == [0, 0]
+        and 'going on after epoch' in err[0]
+        and err[1] == out[1] == ''
+        and same(tmp_path / 'TWO', single)
+    ), err
+    codes, out, err = command(
+        job, 2, 'adapt', digits_folder, *options, '-o', tmp_path / 'TWO', '--resume'
+    )  # finished: said once, nothing done
     assert codes == [0, 0] and 'finished already' in err[0] and err[1] == ''
 
 
 def test_other_methods_and_predict(job, single, digits_folder, tmp_path):
     np.save(tmp_path / 'rows.npy', load_file(single / 'features.safetensors')['frozen'].float().numpy())
-    for number, args, more in ((2, ['zeroshot', digits_folder], {}), (2, ['adapt', tmp_path / 'rows.npy'], {}), (3, ['predict', single, digits_folder], {})):
+    for number, args, more in (
+        (2, ['zeroshot', digits_folder], {}),
+        (2, ['adapt', tmp_path / 'rows.npy'], {}),
+        (3, ['predict', single, digits_folder], {}),
+    ):
         words = [] if args[0] == 'predict' else ['-c', WORDS, '-t', 'digit', '-m', 'demo']
         codes, out, err = command(job, number, *args, *words, '-o', tmp_path / f'{args[0]}.csv', '--device', 'cpu')
         assert not any(codes) and out[0] and not any(out[1:]) and not any(err[1:]), err
-        if args[0] != 'predict': shutil.move(tmp_path / f'{args[0]}.csv', tmp_path / args[0])
-    adapt(digits_folder, names, tmp_path / 'Z', method='zeroshot', **{k: v for k, v in settings.items() if k not in ('epochs', 'batch_size')})
-    adapt(tmp_path / 'rows.npy', names, tmp_path / 'F', **{k: v for k, v in settings.items() if k not in ('epochs', 'batch_size')})
+        if args[0] != 'predict':
+            shutil.move(tmp_path / f'{args[0]}.csv', tmp_path / args[0])
+    adapt(
+        digits_folder,
+        names,
+        tmp_path / 'Z',
+        method='zeroshot',
+        **{k: v for k, v in settings.items() if k not in ('epochs', 'batch_size')},
+    )
+    adapt(
+        tmp_path / 'rows.npy',
+        names,
+        tmp_path / 'F',
+        **{k: v for k, v in settings.items() if k not in ('epochs', 'batch_size')},
+    )
     assert same(tmp_path / 'zeroshot', tmp_path / 'Z') and same(tmp_path / 'adapt', tmp_path / 'F')
     table, _, _ = predict(single, digits_folder, device='cpu', progress=False)
     assert pd.read_csv(tmp_path / 'predict.csv').label.equals(table.label)
@@ -365,10 +507,19 @@ def test_other_methods_and_predict(job, single, digits_folder, tmp_path):
 
 def test_bad_input_is_one_sentence(job, single, digits_folder, tmp_path):
     good = ['-c', WORDS, '-m', 'demo', '--device', 'cpu', '-q', '-o', tmp_path / 'R']
-    bad = tmp_path / 'bad'; bad.mkdir()
-    for i in range(4): (bad / f'{i}.png').write_bytes(b'no image')
-    for args, word in [(['adapt', tmp_path / 'nowhere', *good], 'not there'), (['adapt', digits_folder, *good, '--alpha', 1.5], 'alpha'), (['adapt', digits_folder, *good[:-1], single], '--overwrite'), (['adapt', bad, *good], 'none of 4'),
-                       (['adapt', digits_folder, *good, '--lr-image', '1e30', '--epochs', 1], 'lower lr_image (--lr-image)'), (['predict', single, digits_folder, '-o', tmp_path / 'x.txt'], '.csv'), (['info', tmp_path], 'not a finished run')]:
+    bad = tmp_path / 'bad'
+    bad.mkdir()
+    for i in range(4):
+        (bad / f'{i}.png').write_bytes(b'no image')
+    for args, word in [
+        (['adapt', tmp_path / 'nowhere', *good], 'not there'),
+        (['adapt', digits_folder, *good, '--alpha', 1.5], 'alpha'),
+        (['adapt', digits_folder, *good[:-1], single], '--overwrite'),
+        (['adapt', bad, *good], 'none of 4'),
+        (['adapt', digits_folder, *good, '--lr-image', '1e30', '--epochs', 1], 'lower lr_image (--lr-image)'),
+        (['predict', single, digits_folder, '-o', tmp_path / 'x.txt'], '.csv'),
+        (['info', tmp_path], 'not a finished run'),
+    ]:
         codes, out, err = command(job, 2, *args)
         assert (codes == [2, 2] or args[0] == 'info' and codes == [2, 0]) and not any(out), (args, codes, out, err)
         assert len(err[0].splitlines()) == 1 and word in err[0] and err[1] == '', (args, err)
@@ -398,8 +549,14 @@ selftrain.train_epoch = train_epoch
 sys.argv = ["reclip", *job["args"]]
 reclip.cli.main()
 '''
-    codes, out, err = job(2, code, args=[str(o) for o in ['adapt', digits_folder, *options, '-q', '-o', tmp_path / 'R']])
-    assert codes == [1, 2] and err[1].strip() == 'reclip adapt: 07.png: not there' and 'another process of this job has ended' in err[0], err
+    codes, out, err = job(
+        2, code, args=[str(o) for o in ['adapt', digits_folder, *options, '-q', '-o', tmp_path / 'R']]
+    )
+    assert (
+        codes == [1, 2]
+        and err[1].strip() == 'reclip adapt: 07.png: not there'
+        and 'another process of this job has ended' in err[0]
+    ), err
     assert len(err[0].splitlines()) == 1 and not (tmp_path / 'R').exists() and (tmp_path / 'R.partial').is_dir()
 
 
@@ -408,7 +565,9 @@ reclip.cli.main()
 def test_two_gpus(single, digits_folder, tmp_path):
     "NCCL, a GPU for each process"
     chosen = [o for o in options if o not in ('--device', 'cpu')]
-    found = subprocess.run([*torchrun, 'adapt', digits_folder, *chosen, '-o', tmp_path / 'RUN'], capture_output=True, text=True)
+    found = subprocess.run(
+        [*torchrun, 'adapt', digits_folder, *chosen, '-o', tmp_path / 'RUN'], capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stderr
     a, b = (pd.read_csv(o / 'predictions.csv') for o in (tmp_path / 'RUN', single))
-    assert (a.label == b.label).mean() > .99 and np.allclose(a.probability, b.probability, atol=.01)
+    assert (a.label == b.label).mean() > 0.99 and np.allclose(a.probability, b.probability, atol=0.01)

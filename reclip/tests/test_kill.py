@@ -4,13 +4,15 @@ A process that has imported everything forks a child for each attempt. In the ch
 something below the sandbox is counted, whoever makes it, and at the n-th it is killed with SIGKILL. Then the next command
 runs, and what it must find and leave is checked. n goes from the first call to the last.
 """
+
 import json
 import os
 import subprocess
 import sys
 import pytest
 
-if not os.path.isdir('/proc/self/fd'): pytest.skip('needs /proc to know which file is written', allow_module_level=True)
+if not os.path.isdir('/proc/self/fd'):
+    pytest.skip('needs /proc to know which file is written', allow_module_level=True)
 
 worker_code = r'''
 import builtins, gc, io, json, os, shutil, signal, sys, tempfile, traceback
@@ -291,7 +293,10 @@ gc.freeze()
 for name in sys.argv[2:]: print(json.dumps([name, *everywhere(name, root / 'sandbox')]), flush=True)
 '''
 
-groups = [dict(fresh=80, anew=10, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8), dict(overwrite=80, overwrite_by_two_renames=80, resume=60)]
+groups = [
+    dict(fresh=80, anew=10, checkpoint=5, cache=10, report=15, export=25, save=15, save_by_two_renames=15, table=8),
+    dict(overwrite=80, overwrite_by_two_renames=80, resume=60),
+]
 
 
 @pytest.mark.parametrize('least', groups, ids=lambda least: ' '.join(least))
@@ -300,5 +305,6 @@ def test_killed_at_every_point(least, tmp_path):
     done = subprocess.run([sys.executable, '-c', worker_code, str(tmp_path), *least], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {name: (points, wrong) for name, points, wrong in map(json.loads, done.stdout.splitlines())}
-    for name, (points, wrong) in found.items(): assert not wrong, f'{name}, {len(wrong)} of {points}: {json.dumps(wrong[:3], indent=1)}'
+    for name, (points, wrong) in found.items():
+        assert not wrong, f'{name}, {len(wrong)} of {points}: {json.dumps(wrong[:3], indent=1)}'
     assert found.keys() == least.keys() and all(found[name][0] >= n for name, n in least.items()), found
