@@ -139,9 +139,8 @@ def demo_digits() -> tuple[
 
 # %% ../nbs/00_demo.ipynb #demo-demo-digits-demo-mnist
 def demo_mnist(
-    folder: str
-    | Path
-    | None = None,  # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
+    # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); None: `$RECLIP_DATA`
+    folder: str | Path | None = None,
 ) -> tuple[list[Image.Image], torch.Tensor]:  # greyscale images of 28 x 28; labels (N,) int64, for scoring only
     "MNIST's test split as a second strange domain; `FileNotFoundError` says where it was looked for"
     path = Path(folder or os.environ.get('RECLIP_DATA', '.'), 'mnist_test.npz')

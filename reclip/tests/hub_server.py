@@ -28,7 +28,10 @@ def entry(file, repo):
 
 
 class Hub(BaseHTTPRequestHandler):
-    "GET and HEAD of `/org/name/resolve/revision/file`, `/api/models/org/name[/revision/...]` and `/api/models/org/name/tree/revision`"
+    """GET and HEAD of the addresses that a client asks for
+
+    `/org/name/resolve/revision/file`, `/api/models/org/name[/revision/...]` and `/api/models/org/name/tree/revision`
+    """
 
     protocol_version, root = 'HTTP/1.1', None
 

@@ -1,4 +1,4 @@
-"Encoded once: known again by content and settings, never wrong, whatever happens to names, times, files and other processes."
+"Encoded once: known again by content and settings, whatever happens to names, times, files and other processes."
 
 import copy
 import json
@@ -363,26 +363,45 @@ import torch
 from reclip import demo
 from reclip.cache import encode_cached
 from reclip.images import find_images
+
 folder, cache, out = map(Path, sys.argv[1:])
 model, preprocess, _ = demo.demo_clip()
 real, calls = model.encode_image, []
+
+
 def encode(name, cache, die_at=None):
     def counted(images):
         calls.append(len(images))
         (out / f'{name}.ready').touch()
-        while name[0] == 'b' and len(list(out.glob('b*.ready'))) < 2: time.sleep(.001)                    # both have looked, and begin to encode at once
-        if len(calls) == die_at: os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(.01)
+        while name[0] == 'b' and len(list(out.glob('b*.ready'))) < 2:
+            time.sleep(0.001)  # both have looked, and begin to encode at once
+        if len(calls) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
         return real(images)
+
     model.encode_image = counted
     found = encode_cached(model, find_images(folder)[0], preprocess, cache, part=4)
     torch.save(dict(found=found, calls=sum(calls)), out / name)
+
+
 def fork(*args):
-    if pid := os.fork(): return pid
-    try: encode(*args); os._exit(0)
+    if pid := os.fork():
+        return pid
+    try:
+        encode(*args)
+        os._exit(0)
     except BaseException:
-        import traceback; traceback.print_exc(); os._exit(1)
-def end(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+def end(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 torch.set_num_threads(1)
 killed = end(fork('a', cache / 'killed', 5))
 after = end(fork('c', cache / 'killed'))

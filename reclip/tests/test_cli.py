@@ -393,7 +393,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch):
 
 
 def test_help_answers_without_torch():
-    code = "import sys, reclip.cli\ntry: reclip.cli.app(['adapt', '--help'])\nexcept SystemExit as e: assert e.code == 0\nassert 'torch' not in sys.modules and 'open_clip' not in sys.modules"
+    code = (
+        "import sys, reclip.cli\ntry: reclip.cli.app(['adapt', '--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules and 'open_clip' not in sys.modules"
+    )
     found = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(COLUMNS='200')
     )

@@ -1,4 +1,4 @@
-"Several processes do one job together: the same result as one, one voice, one writer, and a lost process costs nothing but time."
+"Several processes do one job: the same result as one, one voice, one writer, and a lost process costs only time."
 
 import json
 import os
@@ -35,20 +35,39 @@ forks_code = '''
 import json, os, sys
 import torch
 import reclip.cli, reclip.run, accelerate
+
 for line in sys.stdin:
     job = json.loads(line)
     pids = []
     for rank in range(job['world']):
-        if pid := os.fork(): pids.append(pid); continue
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job['world']), LOCAL_WORLD_SIZE=str(job['world']), MASTER_ADDR='localhost', MASTER_PORT=str(job['port']), OMP_NUM_THREADS='1')
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(job['world']),
+            LOCAL_WORLD_SIZE=str(job['world']),
+            MASTER_ADDR='localhost',
+            MASTER_PORT=str(job['port']),
+            OMP_NUM_THREADS='1',
+        )
         torch.set_num_threads(1)
-        for fd, name in (1, 'out'), (2, 'err'): os.dup2(os.open(f"{job['folder']}/{name}{rank}", os.O_CREAT | os.O_WRONLY), fd)
+        for fd, name in (1, 'out'), (2, 'err'):
+            os.dup2(os.open(f"{job['folder']}/{name}{rank}", os.O_CREAT | os.O_WRONLY), fd)
         code = 1
-        try: exec(job['code'], dict(rank=rank, job=job)); code = 0
-        except SystemExit as e: code = e.code or 0
+        try:
+            exec(job['code'], dict(rank=rank, job=job))
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
         except BaseException:
-            import traceback; traceback.print_exc()
-        sys.stdout.flush(); sys.stderr.flush(); sys.__stderr__.flush()
+            import traceback
+
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.__stderr__.flush()
         os._exit(code)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 '''
@@ -173,48 +192,83 @@ def test_more_than_one_process_needs_accelerate(monkeypatch):
 helpers = '''
 import os, signal, torch
 from reclip.devices import *
+
 assert world() == 3
 me = int(os.environ['RANK'])
 assert everyone(me * 'a') == ['', 'a', 'aa']
 for n in (0, 1, 2, 3, 7):
-    for all_rows in (torch.arange(2. * n).reshape(n, 2), torch.arange(n), torch.arange(n) % 2 == 0, torch.arange(2 * n).reshape(n, 2).bfloat16()):
+    for all_rows in (
+        torch.arange(2.0 * n).reshape(n, 2),
+        torch.arange(n),
+        torch.arange(n) % 2 == 0,
+        torch.arange(2 * n).reshape(n, 2).bfloat16(),
+    ):
         got = gather_rows(all_rows[share(n)], n)
         assert torch.equal(got, all_rows) and got.dtype == all_rows.dtype
-uneven = gather_rows(torch.full((me * 2, 3), float(me)) if me else None)                    # nothing, two and four rows
+uneven = gather_rows(torch.full((me * 2, 3), float(me)) if me else None)  # nothing, two and four rows
 assert uneven[:, 0].tolist() == [1, 1, 2, 2, 2, 2] and uneven.shape == (6, 3)
 assert gather_rows(None) is None
-for n in (0, 2, 7):                                                                         # split: tensors of any number of rows, one or several
+for n in (0, 2, 7):  # split: tensors of any number of rows, one or several
     assert torch.equal(split(lambda o: torch.arange(n)[o] ** 2, n), torch.arange(n) ** 2)
     a, b = split(lambda o: (torch.arange(n)[o].double(), torch.full((1, 2), world())), n)
-    assert torch.equal(a, torch.arange(n).double()) and b.tolist() == [[1, 1]] * 3          # within it each is alone
-x = torch.full((share(4).stop - share(4).start, 2), me + 1., requires_grad=True)            # 2, 1 and 1 rows
+    assert torch.equal(a, torch.arange(n).double()) and b.tolist() == [[1, 1]] * 3  # within it each is alone
+x = torch.full((share(4).stop - share(4).start, 2), me + 1.0, requires_grad=True)  # 2, 1 and 1 rows
 rows = with_own(gather_rows(x, 4), x)
-(rows * torch.arange(8.).reshape(4, 2)).sum().backward()
-assert rows.tolist() == [[1, 1], [1, 1], [2, 2], [3, 3]] and x.grad.tolist() == [[[0, 1], [2, 3]], [[4, 5]], [[6, 7]]][me]
+(rows * torch.arange(8.0).reshape(4, 2)).sum().backward()
+assert (
+    rows.tolist() == [[1, 1], [1, 1], [2, 2], [3, 3]] and x.grad.tolist() == [[[0, 1], [2, 3]], [[4, 5]], [[6, 7]]][me]
+)
 a, b = torch.full((2, 2), float(me)), torch.ones(3, dtype=torch.float64)
 add_up([a, b])
 assert a.tolist() == [[3, 3], [3, 3]] and b.tolist() == [3, 3, 3] and add_up([]) is None
-assert torch.equal(from_first(torch.arange(3) + me), torch.arange(3)) and from_first(torch.tensor([True, False]) if me == 0 else None).tolist() == [True, False]
-assert on_first(lambda: (os.environ['RANK'], world())) == ('0', 1)                          # by itself
-with alone(): assert everyone(1) == [1] and is_first() and share(5) == slice(0, 5)
+assert torch.equal(from_first(torch.arange(3) + me), torch.arange(3)) and from_first(
+    torch.tensor([True, False]) if me == 0 else None
+).tolist() == [True, False]
+assert on_first(lambda: (os.environ['RANK'], world())) == ('0', 1)  # by itself
+with alone():
+    assert everyone(1) == [1] and is_first() and share(5) == slice(0, 5)
 assert is_first() == (me == 0)
 assert node_first(lambda: me) == me
+
+
 class Strange(Exception):
-    def __init__(self, a, b): super().__init__('strange')
+    def __init__(self, a, b):
+        super().__init__('strange')
+
+
 def fail(error, *ranks):
     def run():
-        if me in ranks: raise error
+        if me in ranks:
+            raise error
         return me
+
     return run
-for call, expected in ((lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError), (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError), (lambda: together(fail(Strange(1, 2), 2)), RuntimeError), (lambda: split(lambda rows: fail(ValueError('bad'), 1)(), 5), ValueError), (lambda: node_first(fail(ValueError('x'), 0)), ValueError), (lambda: node_first(fail(ValueError('x'), 1)), ValueError)):
-    try: call()
-    except expected as e: assert e.alike
-    else: raise AssertionError('no error')
-assert together(lambda: me) == me and everyone(1) == [1, 1, 1]                              # still in step
-if me == 2: os.kill(os.getpid(), signal.SIGKILL)
-try: everyone(1); everyone(2)
-except ProcessEnded as e: assert 'has ended (' in str(e)
-else: raise AssertionError('nobody missed the third process')
+
+
+for call, expected in (
+    (lambda: on_first(fail(OSError(28, 'no space'), 0)), OSError),
+    (lambda: together(fail(ValueError('bad'), 1, 2)), ValueError),
+    (lambda: together(fail(Strange(1, 2), 2)), RuntimeError),
+    (lambda: split(lambda rows: fail(ValueError('bad'), 1)(), 5), ValueError),
+    (lambda: node_first(fail(ValueError('x'), 0)), ValueError),
+    (lambda: node_first(fail(ValueError('x'), 1)), ValueError),
+):
+    try:
+        call()
+    except expected as e:
+        assert e.alike
+    else:
+        raise AssertionError('no error')
+assert together(lambda: me) == me and everyone(1) == [1, 1, 1]  # still in step
+if me == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    everyone(1)
+    everyone(2)
+except ProcessEnded as e:
+    assert 'has ended (' in str(e)
+else:
+    raise AssertionError('nobody missed the third process')
 '''
 
 
@@ -233,33 +287,69 @@ from reclip import demo, encode_images, encode_text
 from reclip.pictures import UnreadableImage
 from reclip.cache import cache_info, encode_cached
 from reclip.images import encode_readable, find_images
+
 model, preprocess, tokenizer = demo.demo_clip('cpu')
 expected = torch.load(job['expected'], weights_only=True)
 files, skipped = find_images(job['tar'])
 assert torch.allclose(encode_images(model, files, preprocess, batch_size=3), expected['tar'], atol=1e-5)
-for n in (1, 2, 3): assert torch.allclose(encode_images(model, files.keep(range(n)), preprocess), expected['tar'][:n], atol=1e-5)
-for n in (1, 2, 3, 11): assert torch.allclose(encode_text(model, tokenizer(expected['prompts'][:n]), 2), expected['text'][:n], atol=1e-5)
+for n in (1, 2, 3):
+    assert torch.allclose(encode_images(model, files.keep(range(n)), preprocess), expected['tar'][:n], atol=1e-5)
+for n in (1, 2, 3, 11):
+    assert torch.allclose(encode_text(model, tokenizer(expected['prompts'][:n]), 2), expected['text'][:n], atol=1e-5)
 told, dark = [], Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8))
-encode_images(model, [dark, Image.new('L', (8, 8)), Image.new('L', (8, 8)), dark, dark], preprocess, remark=lambda i, kind, detail: told.append((i, kind)))
-assert told == [(0, 'narrow'), (3, 'narrow'), (4, 'narrow')]                    # whoever has opened them
-rows, kept, skipped = encode_readable(model, find_images(job['few'])[0], preprocess, max_unreadable=.5)      # three files for four processes, one holds no image
-assert kept.names == ['a.png', 'c.png'] and [o.path for o in skipped] == ['b.png'] and torch.allclose(rows, expected['few'], atol=1e-5)
-for run, kind, word in ((lambda: encode_images(model, find_images(job['few'])[0], preprocess), UnreadableImage, 'b.png'),
-                        (lambda: encode_readable(model, find_images(job['few'])[0], preprocess), ValueError, '1 of 3'),
-                        (lambda: encode_readable(model, find_images(job['few'])[0].keep([1]), preprocess), ValueError, 'none of 1')):
-    try: run()
-    except kind as e: assert word in str(e) and e.alike, (str(e), vars(e))
-    else: raise AssertionError(word)
-for known in (None, 3, 7):                                                                    # an empty store, one with three of the images, one with all
-    if known: assert cache_info(job['store'])['rows'] >= known
+encode_images(
+    model,
+    [dark, Image.new('L', (8, 8)), Image.new('L', (8, 8)), dark, dark],
+    preprocess,
+    remark=lambda i, kind, detail: told.append((i, kind)),
+)
+assert told == [(0, 'narrow'), (3, 'narrow'), (4, 'narrow')]  # whoever has opened them
+rows, kept, skipped = encode_readable(
+    model, find_images(job['few'])[0], preprocess, max_unreadable=0.5
+)  # three files for four processes, one holds no image
+assert (
+    kept.names == ['a.png', 'c.png']
+    and [o.path for o in skipped] == ['b.png']
+    and torch.allclose(rows, expected['few'], atol=1e-5)
+)
+for run, kind, word in (
+    (lambda: encode_images(model, find_images(job['few'])[0], preprocess), UnreadableImage, 'b.png'),
+    (lambda: encode_readable(model, find_images(job['few'])[0], preprocess), ValueError, '1 of 3'),
+    (lambda: encode_readable(model, find_images(job['few'])[0].keep([1]), preprocess), ValueError, 'none of 1'),
+):
+    try:
+        run()
+    except kind as e:
+        assert word in str(e) and e.alike, (str(e), vars(e))
+    else:
+        raise AssertionError(word)
+for known in (None, 3, 7):  # an empty store, one with three of the images, one with all
+    if known:
+        assert cache_info(job['store'])['rows'] >= known
     took = files.keep([0, 1, 2]) if known is None else files
-    assert torch.allclose(encode_cached(model, took, preprocess, job['store']), expected['tar'][:len(took)], atol=1e-5)
-rows, kept, skipped = encode_readable(model, find_images(job['few'])[0], preprocess, (), .5, lambda *args, **more: encode_cached(*args, cache=job['store'], **more))
-assert kept.names == ['a.png', 'c.png'] and [o.path for o in skipped] == ['b.png'] and torch.allclose(rows, expected['few'], atol=1e-5)
+    assert torch.allclose(encode_cached(model, took, preprocess, job['store']), expected['tar'][: len(took)], atol=1e-5)
+rows, kept, skipped = encode_readable(
+    model,
+    find_images(job['few'])[0],
+    preprocess,
+    (),
+    0.5,
+    lambda *args, **more: encode_cached(*args, cache=job['store'], **more),
+)
+assert (
+    kept.names == ['a.png', 'c.png']
+    and [o.path for o in skipped] == ['b.png']
+    and torch.allclose(rows, expected['few'], atol=1e-5)
+)
 real = model.encode_image
-def small(x):                                                                                 # memory is short in one process alone
-    if rank == 1 and len(x) > 1: raise MemoryError
+
+
+def small(x):  # memory is short in one process alone
+    if rank == 1 and len(x) > 1:
+        raise MemoryError
     return real(x)
+
+
 model.encode_image = small
 assert torch.allclose(encode_images(model, files, preprocess), expected['tar'], atol=1e-5)
 '''
@@ -309,16 +399,18 @@ propagation = '''
 import torch
 from reclip.pseudolabel import propagate_labels
 from reclip.tests.conftest import blobs
+
 expected = torch.load(job['expected'], weights_only=True)
 for key, theirs in expected.items():
     m, search = key.split()
     images, texts, _ = blobs(1500, int(m), d=24, dtype=torch.float32)
-    for ours, other in zip(propagate_labels(images, texts, None, search=search), theirs): assert torch.allclose(ours, other, atol=1e-5), key
+    for ours, other in zip(propagate_labels(images, texts, None, search=search), theirs):
+        assert torch.allclose(ours, other, atol=1e-5), key
 '''
 
 
 def test_propagation_in_parts(job, tmp_path):
-    "Neighbours of a share of the nodes, colours of a share of the classes: three processes, one of which has none of two classes"
+    "Neighbours of a share of the nodes, colours of a share of the classes; of three processes one has no class"
     from reclip.pseudolabel import propagate_labels
     from reclip.tests.conftest import blobs
 
@@ -338,26 +430,49 @@ from reclip import demo, prompts
 from reclip.clip import Clip
 from reclip.selftrain import adapt
 from reclip.shared import training_class
+
 model, preprocess, tokenizer = demo.demo_clip('cpu')
 model.requires_grad_(True)
-model.visual.register_module('spare', torch.nn.LayerNorm(3))                                  # never reached: must stay as it is, without weight decay
+model.visual.register_module('spare', torch.nn.LayerNorm(3))  # never reached: must stay as it is, without weight decay
 images, _ = demo.demo_digits()
-names = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], 'four', 'five', 'six', 'seven', 'eight', 'nine'][:job['classes']]
+names = [['zero', 'null', 'nought'], 'one', 'two', ['three', 'trio'], 'four', 'five', 'six', 'seven', 'eight', 'nine'][
+    : job['classes']
+]
 real_image, real_text = model.encode_image, prompts.encode_tokens
-def short_image(x):                                                                           # memory is short, but only in one process, and only in training
-    if job['short'] and rank == 1 and len(x) > 2 and torch.is_grad_enabled(): raise MemoryError
+
+
+def short_image(x):  # memory is short, but only in one process, and only in training
+    if job['short'] and rank == 1 and len(x) > 2 and torch.is_grad_enabled():
+        raise MemoryError
     return real_image(x)
+
+
 def short_text(model, tokens):
-    if job['short'] and rank == 0 and len(tokens) > 4 and torch.is_grad_enabled(): raise MemoryError
+    if job['short'] and rank == 0 and len(tokens) > 4 and torch.is_grad_enabled():
+        raise MemoryError
     return real_text(model, tokens)
+
+
 model.encode_image, prompts.encode_tokens = short_image, short_text
-found = adapt(Clip(model, preprocess, tokenizer), images[:job['n']], names, demo.templates[:2], epochs=2, batch_size=8, recipe=job['recipe'], lr_image=.002, training=training_class())
+found = adapt(
+    Clip(model, preprocess, tokenizer),
+    images[: job['n']],
+    names,
+    demo.templates[:2],
+    epochs=2,
+    batch_size=8,
+    recipe=job['recipe'],
+    lr_image=0.002,
+    training=training_class(),
+)
 expected = torch.load(job['expected'], weights_only=True)
 for name, state in (('text', found.text_state), ('image', found.image_state)):
-    for k, v in state.items(): assert torch.allclose(v, expected[name][k], atol=1e-4), (k, (v - expected[name][k]).abs().max())
+    for k, v in state.items():
+        assert torch.allclose(v, expected[name][k], atol=1e-4), (k, (v - expected[name][k]).abs().max())
 assert torch.equal(found.image_state['visual.spare.weight'], torch.ones(3))
 assert torch.equal(found.pseudo_labels, expected['pseudo_labels'])
-for row, (loss_t, loss_v) in zip(found.history[1:], expected['losses']): assert abs(row['loss_t'] - loss_t) < 1e-3 * loss_t and abs(row['loss_v'] - loss_v) < 1e-3 * loss_v
+for row, (loss_t, loss_v) in zip(found.history[1:], expected['losses']):
+    assert abs(row['loss_t'] - loss_t) < 1e-3 * loss_t and abs(row['loss_v'] - loss_v) < 1e-3 * loss_v
 '''
 
 
@@ -536,15 +651,28 @@ def test_an_error_in_one_process_alone_is_said_by_it(job, digits_folder, tmp_pat
     code = '''
 import sys, reclip.cli
 from reclip import pictures
+
 real = pictures.ImageDataset.__getitem__
+
+
 def missing(self, i):
-    if rank == 1 and missing.on: raise pictures.UnreadableImage('07.png: not there')
+    if rank == 1 and missing.on:
+        raise pictures.UnreadableImage('07.png: not there')
     return real(self, i)
+
+
 missing.on = False
 pictures.ImageDataset.__getitem__ = missing
 from reclip import selftrain
+
 train = selftrain.train_epoch
-def train_epoch(*args): missing.on = True; return train(*args)
+
+
+def train_epoch(*args):
+    missing.on = True
+    return train(*args)
+
+
 selftrain.train_epoch = train_epoch
 sys.argv = ["reclip", *job["args"]]
 reclip.cli.main()

@@ -1,4 +1,4 @@
-"Whole folders, one process at a time, and a run that is only gone on with on what it was begun with; at the command line's border."
+"Whole folders, one process at a time, a run goes on only with what it was begun with; at the command line's border."
 
 import json
 import os
@@ -102,8 +102,10 @@ def cut(at, *args):
 code = '''
 import json, os, sys
 import torch
+
 torch.set_num_threads(1)
 import reclip.cli, reclip.run, reclip.report
+
 for line in sys.stdin:
     job = json.loads(line)
     if pid := job.get('wait'):
@@ -113,18 +115,22 @@ for line in sys.stdin:
         print(pid, flush=True)
         continue
     os.setpgid(0, 0)
-    for fd, name in (1, 'out'), (2, 'err'): os.dup2(os.open(f"{job['folder']}/{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
+    for fd, name in (1, 'out'), (2, 'err'):
+        os.dup2(os.open(f"{job['folder']}/{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
     sys.argv = ['reclip', *job['args']]
     try:
         exec(job['first'])
         reclip.cli.main()
         code = 0
-    except SystemExit as e: code = e.code or 0
+    except SystemExit as e:
+        code = e.code or 0
     except BaseException:
         import traceback
+
         traceback.print_exc()
         code = 1
-    sys.stdout.flush(); sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 '''
 
@@ -140,7 +146,10 @@ def warm():
 
 @pytest.fixture
 def begin(warm, tmp_path_factory):
-    "Starts a command in a process of its own, after some code; its id, a function that waits for (exit status, stderr), and where it says that it has come to a point"
+    """Starts a command in a process of its own, after some code
+
+    Gives its id, a function that waits for (exit status, stderr), and where it says that it has come to a point.
+    """
 
     def start(*args, first='pass'):
         folder = tmp_path_factory.mktemp('process')
@@ -233,7 +242,8 @@ def test_a_dead_process_holds_nothing(begin, scans, tmp_path, sign):
     out = tmp_path / 'deep' / 'RUN'
     forking = (
         PAUSE.format('_fit')
-        + '\nreal = reclip.run._fit\ndef forked(*args):\n    if not os.fork(): time.sleep(60); os._exit(0)\n    return real(*args)\nreclip.run._fit = forked'
+        + '\nreal = reclip.run._fit\ndef forked(*args):\n    if not os.fork():\n'
+        + '        time.sleep(60)\n        os._exit(0)\n    return real(*args)\nreclip.run._fit = forked'
     )
     pid, wait, told = begin(
         'zeroshot', scans, *WORDS, '-o', out, '-q', first=forking
@@ -275,7 +285,10 @@ def test_a_lock_of_a_dead_process_is_taken(tmp_path, content):
 
 def test_many_want_one_place(tmp_path):
     "One at a time, whoever removes the file while others wait for it"
-    code = 'import os, sys\nfrom reclip.places import hold\nfor _ in range(20):\n    with hold(sys.argv[1], 60):\n        os.mkdir(sys.argv[2]); os.rmdir(sys.argv[2])'
+    code = (
+        'import os, sys\nfrom reclip.places import hold\nfor _ in range(20):\n    with hold(sys.argv[1], 60):\n'
+        '        os.mkdir(sys.argv[2])\n        os.rmdir(sys.argv[2])'
+    )
     started = [
         subprocess.Popen(
             [sys.executable, '-c', code, tmp_path / 'x', tmp_path / 'y'], stderr=subprocess.PIPE, text=True

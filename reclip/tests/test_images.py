@@ -1,4 +1,4 @@
-"Images of every kind open with the right pixels, everything else is named and counted, and every source gives the same rows."
+"Images of every kind open with the right pixels, all else is named and counted, and every source gives the same rows."
 
 import gzip
 import io
@@ -97,7 +97,10 @@ red, green, blue, white = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255] * 3
         (picture(np.array([[np.inf, -np.inf, 0.2, 1]], np.float32), kind='TIFF'), grey(255, 0, 51, 255)),
         (picture(np.zeros((1, 2), np.float32), kind='TIFF'), grey(0, 0)),
     ],
-    ids='grey rgb 1-bit palette palette-index palette-alpha gif gif-transparent LA RGBA grey-key rgb-key 1-bit-key 16-bit 16-bit-tiff int-8 int-16 int-32 float-1 float-255 float-65535 float-nan float-inf float-black'.split(),
+    ids=(
+        'grey rgb 1-bit palette palette-index palette-alpha gif gif-transparent LA RGBA grey-key rgb-key 1-bit-key '
+        '16-bit 16-bit-tiff int-8 int-16 int-32 float-1 float-255 float-65535 float-nan float-inf float-black'
+    ).split(),
 )
 def test_every_mode_gives_its_pixels(file, expected):
     file.seek(0)

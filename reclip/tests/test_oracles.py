@@ -44,7 +44,8 @@ def test_graph_is_the_dense_graph(n, d, k, block):
 SIZES = pytest.mark.parametrize('n,m', [(300, 3), (1000, 10), (1000, 50), (2500, 100)])
 
 
-# spread .3: tight clusters, the hardest case for conjugate gradients, because each cluster adds an eigenvalue near 1; spread 2: hardly any clusters
+# spread .3: tight clusters, the hardest case for conjugate gradients, because each cluster adds an eigenvalue near 1;
+# spread 2: hardly any clusters
 @SIZES
 @pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('spread', [0.3, 0.5, 2.0])
@@ -110,7 +111,7 @@ def test_propagate_is_label_spreading():
 
 
 def test_each_class_stops_on_its_own():
-    "A class that sits in a corner of its own converges early; solving it together with others must not change anybody's result"
+    "A class in a corner of its own converges early; solving it together with others must not change anybody's result"
     images, texts, _ = blobs(150, 4)
     S = neighbor_graph(torch.cat([texts, images]), n_neighbors=10).to_dense()
     alone = torch.zeros(160, 160, dtype=torch.float64)

@@ -1,4 +1,8 @@
-"Lower precision changes few labels. In a process of its own: some virtual machines announce matrix units that they do not let programs use, and the process dies of it."
+"""Lower precision changes few labels
+
+In a process of its own: some virtual machines announce matrix units that they do not let programs use, and the process
+dies of it.
+"""
 
 import json
 import os
@@ -9,13 +13,26 @@ import pytest
 CODE = '''
 import json
 from reclip import ReCLIP, demo
+
 images, _ = demo.demo_digits()
-def fitted(precision): return ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, epochs=1, precision=precision).fit(images[:300])
+
+
+def fitted(precision):
+    return ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, epochs=1, precision=precision).fit(
+        images[:300]
+    )
+
+
 plain, found = fitted('float32'), {}
 for precision in ('bfloat16', 'float16'):
     low = fitted(precision)
     moved = any(not (a == b).all() for a, b in zip(plain.image_state_.values(), low.image_state_.values()))
-    found[precision] = dict(same=(plain.labels_ == low.labels_).float().mean().item(), zero_shot=(plain.zero_shot_labels_ == low.zero_shot_labels_).float().mean().item(), moved=moved, dtype=str(low.image_features_.dtype))
+    found[precision] = dict(
+        same=(plain.labels_ == low.labels_).float().mean().item(),
+        zero_shot=(plain.zero_shot_labels_ == low.zero_shot_labels_).float().mean().item(),
+        moved=moved,
+        dtype=str(low.image_features_.dtype),
+    )
 print(json.dumps(found))
 '''
 

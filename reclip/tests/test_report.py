@@ -1,4 +1,4 @@
-"The report: self-contained, escaped, honest about samples, right numbers; from 2 classes to 1,000 and from 20 images to 100,000."
+"The report: self-contained, escaped, honest about samples, right; from 2 classes to 1,000, from 20 images to 100,000."
 
 import json
 import os
@@ -499,23 +499,30 @@ def test_numbers_are_those_of_the_formulas(tmp_path):
 def test_a_report_leaves_no_trace_in_the_program_around_it(tmp_path):
     synthetic(tmp_path / 'RUN', 60, 3, 'adapt')
     code = """if True:
-        import random, sys
-        import matplotlib, numpy
-        matplotlib.rcParams.update({'lines.linewidth': 7, 'axes.facecolor': 'red', 'font.size': 30})
-        before = matplotlib.rcParams.copy()                                # dict() would choose a backend
-        from reclip import report
-        state = random.getstate(), repr(numpy.random.get_state())
-        first = report.write_report(sys.argv[1], progress=False).read_bytes()
-        assert not [o for o in sys.modules if o.startswith(('IPython', 'ipykernel', 'jupyter', 'nbformat', 'nbconvert')) or o == 'matplotlib.pyplot']
-        assert not [o for o in before if o != 'backend' and before[o] != matplotlib.rcParams[o]]
-        assert (random.getstate(), repr(numpy.random.get_state())) == state
-        matplotlib.rcdefaults()
-        assert report.write_report(sys.argv[1], progress=False).read_bytes() == first
-        import matplotlib.pyplot as plt
-        plt.figure()
-        report.write_report(sys.argv[1], progress=False)
-        assert plt.get_fignums() == [1]
-    """
+    import random, sys
+    import matplotlib, numpy
+
+    matplotlib.rcParams.update({'lines.linewidth': 7, 'axes.facecolor': 'red', 'font.size': 30})
+    before = matplotlib.rcParams.copy()  # dict() would choose a backend
+    from reclip import report
+
+    state = random.getstate(), repr(numpy.random.get_state())
+    first = report.write_report(sys.argv[1], progress=False).read_bytes()
+    assert not [
+        o
+        for o in sys.modules
+        if o.startswith(('IPython', 'ipykernel', 'jupyter', 'nbformat', 'nbconvert')) or o == 'matplotlib.pyplot'
+    ]
+    assert not [o for o in before if o != 'backend' and before[o] != matplotlib.rcParams[o]]
+    assert (random.getstate(), repr(numpy.random.get_state())) == state
+    matplotlib.rcdefaults()
+    assert report.write_report(sys.argv[1], progress=False).read_bytes() == first
+    import matplotlib.pyplot as plt
+
+    plt.figure()
+    report.write_report(sys.argv[1], progress=False)
+    assert plt.get_fignums() == [1]
+"""
     env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'}
     done = subprocess.run([sys.executable, '-c', code, tmp_path / 'RUN'], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"A run leaves its folder whole or not at all, goes on to the same bytes after being killed, and reading a folder executes nothing."
+"A run leaves its folder whole or not at all, goes on to the same bytes after a kill, and reading it executes nothing."
 
 import json
 import os
@@ -78,6 +78,7 @@ worker_code = '''
 import json, os, resource, sys
 import torch
 from reclip.run import adapt
+
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()
@@ -86,11 +87,17 @@ for line in sys.stdin:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         continue
     torch.set_num_threads(job.pop('threads'))
-    if limit := job.pop('limit', None): resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try: adapt(**job)
-    except OSError as e: os._exit(3)
+    if limit := job.pop('limit', None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        adapt(**job)
+    except OSError as e:
+        os._exit(3)
     except BaseException:
-        import traceback; traceback.print_exc(); os._exit(4)
+        import traceback
+
+        traceback.print_exc()
+        os._exit(4)
     os._exit(0)
 '''
 
@@ -101,13 +108,16 @@ from pathlib import Path
 import numpy as np, open_clip, torch
 from PIL import Image
 from safetensors.torch import load_file
+
 folder, images, out = map(Path, json.loads(sys.stdin.readline()))
 model, _, preprocess = open_clip.create_model_and_transforms(f'local-dir:{folder}')
 tokenizer = open_clip.get_tokenizer(f'local-dir:{folder}')
 classes = (folder / 'classes.txt').read_text(encoding='utf-8').splitlines()
 weights = load_file(folder / 'classifier.safetensors')
 with torch.no_grad():
-    features = model.eval().encode_image(torch.stack([preprocess(Image.open(o)) for o in sorted(images.iterdir())]), normalize=True)
+    features = model.eval().encode_image(
+        torch.stack([preprocess(Image.open(o)) for o in sorted(images.iterdir())]), normalize=True
+    )
     texts = model.encode_text(tokenizer(['a photo of the number one.', 'a picture of a nine.']), normalize=True)
 labels = [classes[i] for i in (features @ weights['centroids'].T).argmax(1)]
 assert 'reclip' not in sys.modules
@@ -117,7 +127,7 @@ np.savez(out, features=features.numpy(), texts=texts.numpy(), labels=labels, cla
 
 @pytest.fixture(scope='module', autouse=True)
 def processes():
-    "One that forks a child for each line that it reads, one that knows only open_clip; both get ready while other tests run"
+    "One forks a child for each line that it reads, one knows only open_clip; both get ready while other tests run"
     started = [
         subprocess.Popen(
             [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
@@ -669,7 +679,7 @@ def test_a_kill_before_the_last_rename(few, small, tmp_path, earlier, monkeypatc
 
 
 def labelled(folder, words):
-    "60 digits in folders whose names tell a class, with files of labels beside them; the order does not depend on the words"
+    "60 digits in folders that tell a class, with files of labels beside them; the order does not depend on the words"
     truth = demo.demo_digits()[1].tolist()
     scan(folder, 60, lambda i: f'{i:03}-{words[truth[i]]}/x.png')
     for i in range(60):
@@ -1056,7 +1066,10 @@ def test_a_config_that_lacks_a_part(copied, scans, tmp_path, keys):
         dict(descriptions=[['a']]),
         dict(model='local-dir:nowhere', pretrained=None),
     ],
-    ids='9-classes 11-classes number-of-classes no-classes no-place number-of-templates number-of-model unknown-model precision scale surprise descriptions folder'.split(),
+    ids=(
+        '9-classes 11-classes number-of-classes no-classes no-place number-of-templates number-of-model unknown-model '
+        'precision scale surprise descriptions folder'
+    ).split(),
 )
 def test_settings_that_do_not_fit_the_tensors(copied, scans, change):
     config = json.loads((copied / 'config.json').read_text())

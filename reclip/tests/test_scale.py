@@ -1,4 +1,4 @@
-"Large and small: approximate neighbours, memory that does not grow with images times classes, training steps in chunks."
+"Large and small: approximate neighbours, memory that does not grow as images times classes, training in chunks."
 
 import builtins
 import copy
@@ -47,7 +47,7 @@ def test_approximate_neighbors_of_few(n, k):
 
 
 def test_twins_and_cells_with_too_few():
-    "Identical rows crowd one cell and leave others nearly empty; a place that stays empty is the node itself at cosine -1, which is no edge"
+    "Identical rows crowd one cell; a place that stays empty is the node itself at cosine -1, which is no edge"
     g = torch.Generator().manual_seed(0)
     nodes = torch.cat(
         [
@@ -149,8 +149,11 @@ MEMORY = '''
 import resource, torch
 from reclip.pseudolabel import propagate_labels
 from reclip.tests.conftest import blobs
+
 images, texts, _ = blobs({n}, {m}, d=8, dtype=torch.float32)
-propagate_labels(images, texts[:50], None, max_iter=3)                         # what does not depend on the classes: cosines by blocks, the libraries themselves
+propagate_labels(
+    images, texts[:50], None, max_iter=3
+)  # what does not depend on the classes: cosines by blocks, the libraries themselves
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 propagate_labels(images, texts, None, max_iter=3)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -1,4 +1,4 @@
-"Classes, descriptions and templates are read from every form in which people keep them, and mistakes are named where they stand."
+"Classes, descriptions and templates are read from every form that people keep; mistakes are named where they stand."
 
 import json
 import open_clip
