@@ -110,7 +110,9 @@ def _walk_tar(file, size):
     "Headers; and, in words, what is damaged"
     archive = tarfile.TarFile(fileobj=BytesIO(bytes(_BLOCK)), tarinfo=_Header, errors='surrogateescape')
     archive.fileobj = file
-    at, floor, name = 0, 0, 'its start'  # a header should be at `at`; before `floor` none is looked for
+    at = 0  # a header should be at `at`; before `floor` none is looked for
+    floor = 0
+    name = 'its start'
     while at < size:
         wrong, where = '', f'at byte {at:,}, behind {name}'
         try:
@@ -138,7 +140,10 @@ def tar_members(
     path: str | os.PathLike,  # of a plain tar archive
 ) -> tuple[list[Member], list[str]]:  # its files; what is damaged, in words
     "What is in an archive; `ValueError` if it is none, `FileNotFoundError` if it is not there"
-    size, found, damage, any_header = regular_file(path).stat().st_size, [], [], False
+    size = regular_file(path).stat().st_size
+    found = []
+    damage = []
+    any_header = False
     with open(path, 'rb') as file:
         no_tar = _no_tar(file.read(6))
         for o in _walk_tar(file, size) if not no_tar else ():
@@ -169,7 +174,10 @@ _RANGE = re.compile(r'(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?(\d+))?')
 
 def _parts(pattern, comma=False):
     "Contents of the outermost braces of a pattern, or what its outermost commas divide"
-    found, depth, start, escaped = [], 0, 0, False
+    found = []
+    depth = 0
+    start = 0
+    escaped = False
     for i, o in enumerate(pattern):
         if escaped or o == '\\':
             escaped = not escaped

@@ -111,7 +111,9 @@ def read_classes(
     | Mapping,  # file, see page 00f; words with commas; list; or {class: [sentences]}
 ) -> Words:  # names, aliases and descriptions
     "Class names in any form; `ValueError` names the line that is wrong, `FileNotFoundError` the file that is not there"
-    where, lines, words = 'classes', None, classes
+    where = 'classes'
+    lines = None
+    words = classes
     if isinstance(classes, (str, os.PathLike)):
         if _is_path(classes):
             where = os.fspath(classes)

@@ -55,12 +55,10 @@ class Hub(BaseHTTPRequestHandler):
         api = parts[:2] == ['api', 'models']
         if api:
             parts = parts[2:]
-        repo, what, revision, inner = (
-            Path(self.root, *parts[:2]),
-            parts[2] if len(parts) > 2 else None,
-            parts[3] if len(parts) > 3 else 'main',
-            '/'.join(parts[4:]),
-        )
+        repo = Path(self.root, *parts[:2])
+        what = parts[2] if len(parts) > 2 else None
+        revision = parts[3] if len(parts) > 3 else 'main'
+        inner = '/'.join(parts[4:])
         if len(parts) < 2 or '..' in parts or not repo.is_dir():
             return self.refuse('RepoNotFound')
         commit = commit_of(repo)

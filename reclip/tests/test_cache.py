@@ -449,7 +449,9 @@ def test_a_run_and_its_predictions_use_it(folder, tmp_path, caplog, monkeypatch)
         table = run.adapt(folder, list(demo.class_names), tmp_path / name, **settings | more)
         return table, '40 of 41 images were encoded before' in caplog.text
 
-    first, second, third = begin('a', cache=None), begin('b'), begin('c')
+    first = begin('a', cache=None)
+    second = begin('b')
+    third = begin('c')
     assert (
         [o[1] for o in (first, second, third)] == [False, False, True]
         and first[0].equals(second[0])

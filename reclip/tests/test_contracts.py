@@ -380,13 +380,11 @@ class Bar:
     seen = []
 
     def __init__(self, items=None, desc='', total=None, disable=False, **settings):
-        self.items, self.desc, self.total, self.n, self.shown = (
-            items,
-            desc,
-            len(items) if items is not None else total,
-            0,
-            not disable,
-        )
+        self.items = items
+        self.desc = desc
+        self.total = len(items) if items is not None else total
+        self.n = 0
+        self.shown = not disable
         Bar.seen.append(self)
 
     def __enter__(self):

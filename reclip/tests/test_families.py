@@ -257,7 +257,9 @@ def test_preprocessing_is_the_models_own(name, mean, std, mode, tmp_path):
     needs_transformers(name)
     write_repo(tmp_path / 'repo', name, mean=mean, std=std, interpolation='bicubic', resize_mode=mode)
     model, preprocess, _ = load_clip(f'local-dir:{tmp_path / "repo"}', None, 'cpu')
-    white, mean, std = preprocess(Image.new('RGB', (50, 40), 'white')), torch.tensor(mean), torch.tensor(std)
+    white = preprocess(Image.new('RGB', (50, 40), 'white'))
+    mean = torch.tensor(mean)
+    std = torch.tensor(std)
     assert white.shape == (3, 32, 32) and torch.allclose(
         white, ((1 - mean) / std)[:, None, None].expand(3, 32, 32), atol=1e-5
     )
@@ -360,7 +362,9 @@ def test_a_tokenizer_needs_transformers(toys, monkeypatch):
 
 def child(folder, with_siglip):
     "What a process with nothing but an address of a hub sees; its findings go into the folder"
-    images, tensors, errors = noisy_images(), {}, {}
+    images = noisy_images()
+    tensors = {}
+    errors = {}
     for name in ['clip', 'siglip'] if with_siglip else ['clip']:
         model, preprocess, tokenizer = load_clip(f'hf-hub:toy/{name}', device='cpu')
         found = ReCLIP(f'hf-hub:toy/{name}', None, names, epochs=1, device='cpu').fit(images)

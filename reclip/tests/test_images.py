@@ -63,7 +63,10 @@ def palette(**options):
     return as_file(row(image, 0, 1, 2), **options)
 
 
-red, green, blue, white = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255] * 3
+red = [255, 0, 0]
+green = [0, 255, 0]
+blue = [0, 0, 255]
+white = [255] * 3
 
 
 @pytest.mark.parametrize(
@@ -1067,7 +1070,9 @@ def lying(shape):
 def test_files_that_hold_no_features(tmp_path, suffix, content):
     if content == suffix:
         pytest.skip('that one is right')
-    path, marker, good = tmp_path / f'f.{suffix}', tmp_path / 'marker', np.ones((30, 8), np.float32)
+    path = tmp_path / f'f.{suffix}'
+    marker = tmp_path / 'marker'
+    good = np.ones((30, 8), np.float32)
 
     def saved(array, **options):
         file = io.BytesIO()

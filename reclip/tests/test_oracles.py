@@ -115,7 +115,10 @@ def test_each_class_stops_on_its_own():
     images, texts, _ = blobs(150, 4)
     S = neighbor_graph(torch.cat([texts, images]), n_neighbors=10).to_dense()
     alone = torch.zeros(160, 160, dtype=torch.float64)
-    alone[:4, :4], alone[:4, 5:155], alone[5:155, :4], alone[5:155, 5:155] = S[:4, :4], S[:4, 4:], S[4:, :4], S[4:, 4:]
+    alone[:4, :4] = S[:4, :4]
+    alone[:4, 5:155] = S[:4, 4:]
+    alone[5:155, :4] = S[4:, :4]
+    alone[5:155, 5:155] = S[4:, 4:]
     alone[4, 155:] = alone[155:, 4] = 0.4  # class 4 and five images of its own, a star
     scores = propagate(alone.to_sparse_csr(), 5, max_iter=500, tol=1e-12)
     assert (scores - dense_scores(alone, 5)).abs().max() < 1e-8

@@ -80,7 +80,9 @@ class Labelled:
     "What a command left"
 
     def __init__(self, found, run):
-        self.code, self.output, self.error = found.exit_code, found.output, found.stderr
+        self.code = found.exit_code
+        self.output = found.output
+        self.error = found.stderr
         assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
         self.notes = [o.removeprefix('note: ') for o in re.split('[\r\n]', found.stderr) if o.startswith('note: ')]
         self.names, self.skipped = [], {}

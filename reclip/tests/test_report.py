@@ -462,7 +462,9 @@ def test_a_part_that_fails_is_named_and_each_part_a_tick(tmp_path, monkeypatch):
 def test_numbers_are_those_of_the_formulas(tmp_path):
     d = report.open_run(synthetic(tmp_path / 'RUN', 997, 7, 'adapt'))
     d = d._replace(labels=d.table.label.where(np.random.default_rng(1).random(997) < 0.7, 'class 0'))
-    found, n, z = report.accuracies(d), 997, 1.959964
+    found = report.accuracies(d)
+    n = 997
+    z = 1.959964
     p = np.array(
         [
             (d.table[k] == d.labels).mean()

@@ -132,11 +132,9 @@ def test_the_model_comes_back_as_it_was(own_clip, digits):
     model.visual.ln_pre.eval()
     model.ln_final.weight.requires_grad_(False)
     model.ln_final.bias.grad = torch.ones(64)
-    values, flags, modes = (
-        copy.deepcopy(model.state_dict()),
-        [p.requires_grad for p in model.parameters()],
-        [m.training for m in model.modules()],
-    )
+    values = copy.deepcopy(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
     ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=1).fit(digits[0][:100])
     assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
     assert flags == [p.requires_grad for p in model.parameters()] and modes == [m.training for m in model.modules()]
