@@ -177,8 +177,8 @@ class Training(OneProcess):
     def state(self) -> TrainingState:
         "A snapshot after an epoch"
         found = dict(centroids=self.centroids, before=self.before, first=self.first)
-        model, optimizer, generator = self.clip.model, self.optimizer, self.generator
-        return training_state(model, optimizer, generator, found, self.history, self.trained)
+        learned = self.history, self.trained
+        return training_state(self.clip.model, self.optimizer, self.generator, found, *learned)
 
     def result(
         self,
