@@ -78,7 +78,8 @@ def _encode_part(encode, files, wanted, rows, listeners):
 
 def _encode_missing(encode, files, store, wanted, missing, listeners):
     "Encode what is not known, a shard at a time; the shards, and positions that cannot be opened"
-    shards, bad, keep = [], set(), True
+    shards, bad = [], set()
+    keep = True
     for start in range(0, len(missing), store.part):
         if len(missing) > store.part:
             log.info('encoding images: %s of %s', f'{start:,}', f'{len(missing):,}')

@@ -167,7 +167,8 @@ def encode_shares(
     if world() == 1:
         found = encode(slice(0, n), unreadable, remark)
     else:
-        mine, bad, told = share(n), [], []
+        mine = share(n)
+        bad, told = [], []
 
         def tell(i, why):
             bad.append((mine.start + i, why))

@@ -34,37 +34,20 @@ MANY_PARAMETERS = {
     'bench.encoding': 'the declaration of a command',
     'run.adapt': 'the door for people: each keyword is seen by an editor, with its comment',
     'selftrain.adapt': 'the same one floor below, for people who have a model of their own',
-    'clip.encode_images': 'until the page is split',
-    'cache.encode_cached': 'until the page is split',
-    'cache._encode_missing': 'until the page is split',
-    'cache._known_or_encoded': 'until the page is split',
 }
 LONG_MODULES = {
     'adapt': 'until the page is split',
-    'cache': 'until the page is split',
-    'clip': 'until the page is split',
-    'devices': 'until the page is split',
     'images': 'until the page is split',
-    'lists': 'until the page is split',
     'pictures': 'until the page is split',
     'trust': 'until the page is split',
     'weights': 'until the page is split',
 }
 WIDE_MODULES = {
-    'cache': 'until the page is split',
-    'clip': 'until the page is split',
-    'devices': 'until the page is split',
     'trust': 'until the page is split',
 }
 PACKED = {
-    'clip': 'until the page is split',
     'images': 'until the page is split',
-    'lists': 'until the page is split',
-    'nbs/00f_lists.ipynb': 'until the page is split',
-    'nbs/01_clip.ipynb': 'until the page is split',
     'nbs/08_images.ipynb': 'until the page is split',
-    'nbs/08b_cache.ipynb': 'until the page is split',
-    'nbs/12_devices.ipynb': 'until the page is split',
 }
 CIRCLES = {('trust', 'cache'): 'until the page is split'}  # (who imports, what)
 ALPHA = {'settings', 'released'}  # where its default is written: once, and in the oracle
