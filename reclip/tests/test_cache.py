@@ -17,8 +17,8 @@ from torchvision.transforms import Compose, Lambda, RandomCrop, Resize
 from typer.testing import CliRunner
 from reclip import demo, encode_images, run
 from reclip.cache import cache_folder, cache_info, clear_cache, encode_cached, encoding_settings, image_digests
-from reclip.digests import KnownFiles
 from reclip.cli import app
+from reclip.digests import KnownFiles
 from reclip.images import ImageFiles, encode_readable, find_images
 from reclip.pictures import UnreadableImage
 
