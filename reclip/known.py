@@ -119,7 +119,8 @@ def known_files(
     digests = read_digests(folder)
     if digests is not None and len(digests) != len(names):
         raise ValueError(
-            f"{Path(folder) / 'digests.safetensors'} is damaged: it is of {len(digests):,} images, not of {len(names):,}"
+            f"{Path(folder) / 'digests.safetensors'} is damaged: it is of {len(digests):,} images, "
+            f"not of {len(names):,}"
         )
     if digests is None:
         return None, f'{folder} keeps no digests of its pictures, so that those in {where} may be anybody\'s'

@@ -18,7 +18,7 @@ from .files import hidden_name, lock, read_json
 from .notes import note
 
 # %% ../nbs/00h_places.ipynb #places-hold
-_held = set()                                                         # handles of locks
+_held = set()  # handles of locks
 
 
 def _let_go():
@@ -44,7 +44,7 @@ def _who(path):
 def _sign(handle):
     "Write down who holds the lock"
     since = datetime.now().astimezone().isoformat(timespec='seconds')
-    with suppress(OSError):                                           # a full disk does not keep anybody from holding it
+    with suppress(OSError):  # a full disk does not keep anybody from holding it
         os.truncate(handle, 0)
         os.write(handle, json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=since)).encode())
 
@@ -57,19 +57,19 @@ def _take(path, target, patience):
         found = lock(handle)
         if found and os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
-        os.close(handle)                                              # held, or removed by who held it before
+        os.close(handle)  # held, or removed by who held it before
         if found is None:
             path.unlink(missing_ok=True)
             return None
         if found is False and time.monotonic() > until:
             raise BlockingIOError(f"{target} is in use by {_who(path)}; wait until it has ended, or name another")
-        time.sleep(.02)
+        time.sleep(0.02)
 
 
 @contextmanager
 def hold(
-    target:str|os.PathLike, # file or folder that will be written
-    patience:float=.5, # seconds until another holder is an error
+    target: str | os.PathLike,  # file or folder that will be written
+    patience: float = 0.5,  # seconds until another holder is an error
 ):
     "Nobody else holds `target` within the `with` block; `BlockingIOError` says who does"
     target = Path(target)
@@ -82,7 +82,7 @@ def hold(
         except BlockingIOError:
             raise
         except OSError:
-            pass                                                      # the note says it
+            pass  # the note says it
         if handle is not None:
             _held.add(handle)
             _sign(handle)
@@ -90,17 +90,17 @@ def hold(
             note(f"{target.parent} has no locks for us; let only one process at a time write to {target.name}")
         yield
     finally:
-        if handle in _held:                                           # not in a fork
+        if handle in _held:  # not in a fork
             path.unlink(missing_ok=True)
             _held.discard(handle)
             os.close(handle)
         for folder in missing:
             with suppress(OSError):
-                folder.rmdir()                                        # if nothing came into it
+                folder.rmdir()  # if nothing came into it
 
 # %% ../nbs/00h_places.ipynb #places-place
 def check_writable(
-    folder:str|os.PathLike, # that is there
+    folder: str | os.PathLike,  # that is there
 ):
     "`OSError` if nothing can be written into it"
     try:
@@ -110,15 +110,15 @@ def check_writable(
 
 
 def check_place(
-    target:str|os.PathLike, # file or folder that will be written
-    more:str='', # what its name is longer by while work goes on, such as `.partial`
-)->Path: # where it really is: links are followed
+    target: str | os.PathLike,  # file or folder that will be written
+    more: str = '',  # what its name is longer by while work goes on, such as `.partial`
+) -> Path:  # where it really is: links are followed
     "`ValueError` or `OSError` before the work if nothing can be written there"
     given = Path(target)
     if os.path.islink(given) and not os.path.exists(given):
         there = os.readlink(given)
         raise FileNotFoundError(f"{given} is a link to {there}, which is not there; remove it, or name another output")
-    if os.path.islink(given) or given.name in ('', '..'):             # `.` has no name of its own
+    if os.path.islink(given) or given.name in ('', '..'):  # `.` has no name of its own
         given = Path(os.path.realpath(given))
     place = Path(os.path.abspath(given))
     there = next(o for o in place.parents if os.path.lexists(o)) if place.name else place

@@ -58,7 +58,8 @@ def encode_readable(
     "Features of all images that can be opened; `ValueError` if too many cannot"
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable: expected a share between 0 and 1, got {max_unreadable}")
-    skipped, bad, told = list(skipped), {}, []
+    skipped = list(skipped)
+    bad, told = {}, []
     before = len(_damage(skipped))
 
     def check(enough):

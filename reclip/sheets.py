@@ -21,7 +21,8 @@ def table_rows(
     "A table as text throughout; `ValueError` names the line that is wrong"
     first = next((o for o in text.splitlines() if o.strip()), '')
     mark = max(',;\t', key=lambda o: len(next(csv.reader([first], delimiter=o), '')))
-    reader, rows, lines = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True), [], []
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True)
+    rows, lines = [], []
     try:
         for row in reader:
             if any(o.strip() for o in row):
