@@ -14,7 +14,7 @@ import open_clip
 import torch
 from .trust import SCHEMES, check_configs, no_code_of_others, remember_model
 from .weights import UnusableModel, check_weights, checkpoint_file, checkpoint_settings, why_not_loaded
-from .settings import DEFAULTS, Settings, using
+from .settings import DEFAULTS, MODEL, PRETRAINED, Settings, using
 from .devices import default_device
 from .encode import PRECISIONS, Encoding, encode_images, encode_shares, fit_memory, image_loader, mixed
 from .encode import out_of_memory, placer, usual_batch
@@ -139,8 +139,8 @@ def _check_source(model, pretrained):
 
 
 def load_clip(
-    model: str = 'ViT-B-32',  # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or our own `"demo"`
-    pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint; of an architecture only
+    model: str = MODEL,  # open_clip architecture, `"hf-hub:org/name"`, `"local-dir:folder"` or our own `"demo"`
+    pretrained: str | None = PRETRAINED,  # open_clip tag or path of a local checkpoint; of an architecture only
     device: str | torch.device | None = None,  # default: default_device
 ) -> 'Clip':  # in evaluation mode, with its own preprocessing and tokenizer
     """Load a CLIP model with its own image preprocessing and tokenizer. What carries code is refused.

@@ -135,7 +135,7 @@ def demo_digits() -> tuple[
 
 # %% ../nbs/00_demo.ipynb #demo-demo-digits-demo-mnist
 def demo_mnist(
-    # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); None: `$RECLIP_DATA`
+    # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
     folder: str | Path | None = None,
 ) -> tuple[list[Image.Image], torch.Tensor]:  # greyscale images of 28 x 28; labels (N,) int64, for scoring only
     "MNIST's test split as a second strange domain; `FileNotFoundError` says where it was looked for"

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from .sockets import short_sockets  # noqa: F401, can be imported from here too
 
 # %% ../nbs/12_devices.ipynb #devices-place
 _alone = False

@@ -6,7 +6,6 @@
 __all__ = ['from_values']
 
 # %% ../nbs/00l_values.ipynb #values-export-imports
-import re
 from .ids import FORMS, WORDNET, as_they_stand, is_id
 from .notes import note
 

@@ -979,7 +979,8 @@ MEASURE = '''
 import json, sys
 from PIL import Image
 from reclip.formats import openable
-from reclip.pictures import _memory, open_image
+from reclip.memory import memory_needed
+from reclip.pictures import open_image
 
 openable()
 
@@ -991,7 +992,7 @@ def now(key):
 found = {}
 for path in sys.argv[1:]:
     with Image.open(path, formats=openable()) as picture:
-        need = _memory(picture)
+        need = memory_needed(picture)
     open('/proc/self/clear_refs', 'w').write('5')
     before = now('VmRSS')
     image = open_image(path)
