@@ -100,7 +100,7 @@ class ReCLIP(Settings, Estimator):
         going_on = dict(frozen_features=frozen_features, state=state, keep=keep, scorer=scorer)
         how = dict(training=training_class()) | words | going_on
         found = adapt(self.loaded(), X, self.names(), self.templates, settings, **how)
-        return self.remember(after_training(found, self.logit_scale))
+        return self.remember(after_training(found, found.logit_scale))
 
     def fit_features(
         self,
@@ -114,7 +114,7 @@ class ReCLIP(Settings, Estimator):
         clip, text = self.loaded(), self._distinct_texts()
         x = rows_as_wide(image_features, text)
         found = self._propagate(x, text, clip.device) if propagate else None
-        kept = without_training(x, text, self.logit_scale, found)
+        kept = without_training(x, text, self.scale(clip.logit_scale), found)
         for tower in ('text', 'image'):
             kept[f'{tower}_state'] = {k: v.cpu() for k, v in norm_state(clip.model, tower).items()}
         return self.remember(kept)
@@ -154,7 +154,7 @@ class ReCLIP(Settings, Estimator):
         "Probabilities from features that are known already; `ValueError` if their width is not the model's"
         check_is_fitted(self, msg=_NOT_FITTED)
         own = self.text_features_, self.centroids_
-        return combined(frozen_features, adapted_features, *own, self.logit_scale)
+        return combined(frozen_features, adapted_features, *own, self.logit_scale_)
 
     def predict(
         self,

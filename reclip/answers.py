@@ -45,7 +45,7 @@ def after_training(
     kept |= {name: getattr(found, name).cpu() for name in _KEPT}
     for name in ('text_state', 'image_state'):
         kept[name] = {k: v.cpu() for k, v in getattr(found, name).items()}
-    return kept | dict(history=found.history)
+    return kept | dict(history=found.history, logit_scale=logit_scale)
 
 
 def without_training(
@@ -78,6 +78,7 @@ def without_training(
         text_features=text,
         centroids=centroids,
         history=[dict(epoch=0, confidence=confidence.mean().item(), changed=changed)],
+        logit_scale=logit_scale,
     )
 
 

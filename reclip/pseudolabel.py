@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from .blocks import Summary, conclude, propagate_blocks, tally
 from .graph import neighbor_graph, whole
-from .projection import project, projection_basis
+from .projection import center, project, projection_basis
 from .settings import DEFAULTS, Settings, using
 from .zeroshot import same_space
 
@@ -70,7 +70,7 @@ def propagate_labels(
     "Pseudo-labels in a given projection space; memory grows with N and not with N times M"
     s = using(settings, **changed)
     n_classes = len(text_features)
-    S = neighbor_graph(_nodes(image_features, text_features, basis), s, split=split)
+    S = neighbor_graph(_nodes(image_features, text_features, basis, s), s, split=split)
 
     def tallied(classes):
         nothing = S.values().new_zeros(4, len(image_features))  # some may have no class
@@ -79,9 +79,12 @@ def propagate_labels(
     return conclude(split(tallied, n_classes), n_classes)
 
 
-def _nodes(image_features, text_features, basis):
+def _nodes(image_features, text_features, basis, settings):
     "Projected text and image features, one under the other"
-    return torch.cat([project(text_features, basis), project(image_features, basis)])
+    both = [text_features, image_features]
+    if settings.projection == 'center':
+        both = [center(o) for o in both]
+    return torch.cat([project(o, basis) for o in both])
 
 # %% ../nbs/05_pseudolabel.ipynb #pseudolabel-label-features-label-features
 def label_features(
@@ -100,6 +103,6 @@ def label_features(
             f"text_features: got {len(t)} class; with one class every image has the same label,"
             f" so there is nothing to decide. Pass two or more"
         )
-    nodes = _nodes(x, t, projection_basis(t, s.projection, s.max_dim))
+    nodes = _nodes(x, t, projection_basis(t, s.projection, s.max_dim), s)
     scores = propagate(neighbor_graph(nodes, s), len(t), s)
     return PseudoLabels(scores_to_labels(scores), scores_to_confidence(scores), scores)

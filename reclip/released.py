@@ -117,7 +117,7 @@ def _students(model, settings, half):
     params = _norms([t.transformer, t.ln_final]), _norms([v.visual])
     for p in (*params[0], *params[1]):
         p.requires_grad_(True)
-    rates = settings.lr_text, settings.lr_image
+    rates = settings.rates().values()
     return t, v, [torch.optim.SGD(o, lr, momentum=0.9, weight_decay=1e-4) for o, lr in zip(params, rates)]
 
 

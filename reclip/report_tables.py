@@ -147,7 +147,7 @@ def moves(
     return table(pairs.head(most), {'images': '{:,}', 'mean confidence': '{:.2f}'}, below)
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-settings
-_LABELLING = {'projection', 'recipe', 'max_dim', 'n_neighbors', 'alpha', 'max_iter', 'tol', 'search'}
+_LABELLING = {'projection', 'recipe', 'labeller', 'max_dim', 'n_neighbors', 'alpha', 'max_iter', 'tol', 'search'}
 _TRAINING = {'epochs', 'batch_size', 'lr_text', 'lr_image', 'momentum', 'weight_decay', 'seed'}
 _UNUSED = {'adapt': set(), 'training-free': _TRAINING, 'zeroshot': _TRAINING | _LABELLING}
 

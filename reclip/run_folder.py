@@ -14,7 +14,8 @@ import pandas as pd
 from .files import read_json
 from .images import show_path
 from .kept import is_run, mend_run, partial_folder
-from .settings import Settings, wrong_setting
+from .ranges import wrong_value
+from .settings import Settings
 from .tables import read_table
 from .zeroshot import check_class_names, check_templates
 
@@ -112,7 +113,7 @@ def _wrong_settings(settings):
         if f.name not in settings and needed:
             return f'settings.{f.name} is missing'
         settings.setdefault(f.name, f.default)  # earlier versions had fewer
-        if found := wrong_setting(f.name, settings[f.name], f.metadata, f.default):
+        if found := wrong_value(f.name, settings[f.name], f.metadata, f.default):
             return f'settings.{found}'
     return None
 

@@ -72,7 +72,8 @@ def parts(
         tensors |= {f'{tower}/{k}': v for k, v in getattr(estimator, f'{tower}_state_').items()}
     versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
     mark = fingerprint(estimator.loaded().model)
-    return tensors, dict(settings=settings, history=estimator.history_, fingerprint=mark, versions=versions)
+    learned = dict(history=estimator.history_, logit_scale=estimator.logit_scale_)
+    return tensors, dict(settings=settings, **learned, fingerprint=mark, versions=versions)
 
 # %% ../nbs/07a_saved.ipynb #saved-restore
 def restore(
@@ -89,6 +90,7 @@ def restore(
         settings = {k: config['settings'][k] for k in ('model', 'class_names')} | config['settings'] | changed
         found = kind(**settings)
         found.history_ = config['history']
+        found.logit_scale_ = config.get('logit_scale', found.logit_scale)  # version 0.0.1 had it in the settings only
         for name in RESULTS:
             setattr(found, name, tensors[name])
         mark = config['fingerprint']
@@ -139,8 +141,8 @@ def check_saved(
         shape = len(check_class_names(estimator.class_names)), estimator.zero_shot_texts().shape[1]
     except TypeError as e:
         raise ValueError(f"{incomplete}: {e}") from e
-    if not isinstance(estimator.logit_scale, (int, float)):
-        raise ValueError(f"{incomplete}: logit_scale is {estimator.logit_scale!r}")
+    if not isinstance(estimator.logit_scale_, (int, float)):
+        raise ValueError(f"{incomplete}: logit_scale is {estimator.logit_scale_!r}")
     for name in ('text_features_', 'centroids_'):
         found = tuple(getattr(estimator, name).shape)
         if found != shape:

@@ -74,7 +74,7 @@ class Training(OneProcess):
         settings: Settings = DEFAULTS,  # of the method and the machine
         bar=None,  # tqdm bar over the steps
     ):
-        s = self.settings = settings
+        s = self.settings = using(settings, logit_scale=settings.scale(clip.logit_scale))
         self.clip = clip
         self.data = data
         self.prompts, self.first_prompts = prompts
@@ -82,8 +82,8 @@ class Training(OneProcess):
         self.generator = torch.Generator().manual_seed(s.seed)
         self.history = []
         self.trained = {}
-        rates = dict(text=s.lr_text, image=s.lr_image)
-        groups = [dict(params=list(norm_parameters(clip.model, o).values()), lr=lr) for o, lr in rates.items()]
+        rates = s.rates().items()
+        groups = [dict(params=list(norm_parameters(clip.model, o).values()), lr=lr) for o, lr in rates]
         self.optimizer = torch.optim.SGD(groups, momentum=s.momentum, weight_decay=s.weight_decay)
         for p in (p for group in groups for p in group['params']):
             p.requires_grad_()

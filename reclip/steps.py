@@ -172,7 +172,7 @@ def too_far(
     *names: str,  # of those that did it: `lr_text`, `lr_image`
 ) -> FloatingPointError:
     "The error for numbers that a learning rate has carried out of their range"
-    rates = ' and '.join(f'{name}={getattr(settings, name):g}' for name in names)
+    rates = ' and '.join(f"{name}={settings.rates()[name.removeprefix('lr_')]:g}" for name in names)
     options = ' or '.join(f"{name} (--{name.replace('_', '-')})" for name in names)
     return FloatingPointError(f'{what} after training with {rates}: lower {options}')
 

@@ -8,7 +8,7 @@ __all__ = ['agreement', 'class_centroids', 'student_logits', 'student_labels', '
 # %% ../nbs/06b_students.ipynb #students-export-imports
 from collections.abc import Callable
 import torch
-from .settings import DEFAULTS
+from .settings import CLIP_SCALE
 from .zeroshot import class_mean
 
 # %% ../nbs/06b_students.ipynb #students-agreement
@@ -40,7 +40,7 @@ def student_logits(
     text_features: torch.Tensor,  # (M, D) unit rows, T's classifier
     image_features: torch.Tensor,  # (N, D) unit rows of V
     centroids: torch.Tensor,  # (M, D) unit rows, V's classifier
-    logit_scale: float = DEFAULTS.logit_scale,  # s
+    logit_scale: float = CLIP_SCALE,  # s
 ) -> torch.Tensor:  # (2, N, M)
     "Logits of T and of V"
     return logit_scale * torch.stack([frozen_features @ text_features.T, image_features @ centroids.T])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from .clip import Clip, unit_rows
-from .settings import DEFAULTS, Settings
+from .settings import CLIP_SCALE, DEFAULTS, Settings
 
 # %% ../nbs/02_zeroshot.ipynb #zeroshot-check
 def check_class_names(
@@ -151,7 +151,7 @@ def same_space(
 def zero_shot_logits(
     image_features,  # (N, D), rows of any length but zero
     text_features,  # (M, D), rows of any length but zero
-    logit_scale: float = DEFAULTS.logit_scale,  # s, already exponentiated
+    logit_scale: float = CLIP_SCALE,  # s, already exponentiated
 ) -> torch.Tensor:  # logits (N, M) float32
     "Scaled cosines of every image with every class; `ValueError` if the widths differ"
     x, t = same_space(image_features, text_features)
