@@ -8,7 +8,6 @@ __all__ = ['Source', 'about_words', 'about_model', 'image_source', 'set_file', '
 # %% ../nbs/14g_encoded.ipynb #encoded-export-imports
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
