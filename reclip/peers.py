@@ -140,7 +140,7 @@ def zlap(
     "ZLaP, transductive (arXiv 2404.04072); `ValueError` if features, logit_scale or alpha are none"
     x, t, log_prior = _start(image_features, text_features, logit_scale)
     S = _two_kinds(x, t, n_neighbors, gamma, text_gamma)
-    scores = propagate(S, len(t), alpha=alpha).clamp(min=0).to(x.device)
+    scores = propagate(S, len(t), alpha=alpha, tol=1e-8).clamp(min=0).to(x.device)
     total = scores.sum(1, keepdim=True)
     reached = total > torch.finfo(total.dtype).tiny
     return torch.where(reached, scores / total.where(reached, 1), log_prior.exp())
