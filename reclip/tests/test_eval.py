@@ -29,7 +29,7 @@ openers = pytest.importorskip('reclip.openers')
 def call(*args): return CliRunner().invoke(app, ['eval', *(str(o) for o in args)])
 
 
-def files(folder): return {o.name: o.read_bytes() for o in Path(folder).glob('*.json')}
+def files(folder): return {o.name: o.read_bytes() for o in Path(folder).glob('[!.]*.json')}
 
 
 def features_file(folder, name='blobs', n=90, m=5, seed=0, **changed):
