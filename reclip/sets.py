@@ -8,10 +8,10 @@ __all__ = ['SETS', 'SetInfo', 'plain_name', 'find_set', 'class_positions', 'matc
 # %% ../nbs/14a_sets.ipynb #sets-export-imports
 import difflib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-import reclip
 from .files import read_json
 
 # %% ../nbs/14a_sets.ipynb #sets-registry
@@ -76,8 +76,7 @@ def _infos(name, entry):
     ]
 
 
-_HERE = Path(__file__) if '__file__' in globals() else Path(reclip.__file__).with_name('sets.py')
-_ENTRIES = read_json(_HERE.with_name('sets.json'))['sets']
+_ENTRIES = read_json(Path(find_spec('reclip').origin).with_name('sets.json'))['sets']
 SETS: dict[str, SetInfo] = {o.name: o for name, entry in _ENTRIES.items() for o in _infos(name, entry)}
 
 # %% ../nbs/14a_sets.ipynb #sets-find
