@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 from .demo_command import demo
 from .devices import alone, is_first, rank
-from .eval_command import eval_
+from .eval_command import eval_, table
 from .finished import cache, export, info, predict, put_report, report
 from .options import ENCODING, Cache, Classes, CsvSafe, Images, MaxUnreadable, Model, NoCache, Output, Overwrite
 from .options import Pretrained, Quiet, Report, Resume, Templates, TrainingFree, Verbose, settings_options
@@ -179,7 +179,7 @@ def zeroshot(
     )
 
 # %% ../nbs/11_cli.ipynb #cli-others
-for _function in (predict, report, export, cache, info, demo, eval_):
+for _function in (predict, report, export, cache, info, demo, eval_, table):
     command(_function)
 
 # %% ../nbs/11_cli.ipynb #cli-bench

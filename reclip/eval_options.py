@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['TUNED', 'Sets', 'Root', 'Methods', 'Seeds', 'Present', 'Imbalance', 'Limit', 'Results', 'Features', 'KeepFeatures',
-           'Name', 'Download', 'Listed', 'Again']
+           'Name', 'Download', 'Listed', 'Again', 'Rows', 'Csv', 'Markdown', 'Figure', 'Paper', 'Score', 'OfModel',
+           'OfScenario']
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-export-imports
 from pathlib import Path
 from typing import Annotated, Optional
+import typer
 from .options import named_option
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-options
@@ -104,4 +106,31 @@ Listed = Annotated[bool, named_option('--list', group='Run', help='Print all set
 Again = Annotated[
     bool,
     named_option('--overwrite', group='Run', help='Make rows again that are of other settings, images or versions.'),
+]
+
+# %% ../nbs/11h_eval_options.ipynb #eval-options-table
+def _file(name, metavar, help):
+    return Annotated[Optional[Path], named_option(name, group='What', metavar=metavar, show_default=False, help=help)]
+
+
+Rows = Annotated[
+    list[Path],
+    typer.Argument(metavar='RESULTS', show_default=False, help='Folders that `reclip eval` wrote, or single rows.'),
+]
+Csv = _file('--csv', 'FILE', 'Write all tables as `.csv`.')
+Markdown = _file('--markdown', 'FILE', 'Write all tables as `.md`.')
+Figure = _file('--figure', 'FILE', 'Draw the gains over zero-shot, as `.png`, `.svg` or `.pdf`.')
+Paper = Annotated[bool, named_option('--paper', group='What', help="Put the authors' published numbers below.")]
+Score = Annotated[
+    str, named_option('--score', group='What', metavar='NAME', help='`top1`, `mean_per_class`, `ece` or `nll`.')
+]
+OfModel = Annotated[
+    Optional[str],
+    named_option('--model', '-m', group='What', metavar='NAME', show_default=False, help='Only rows of this model.'),
+]
+OfScenario = Annotated[
+    Optional[str],
+    named_option(
+        '--scenario', group='What', metavar='NAME', show_default=False, help='Only those rows, such as `present2`.'
+    ),
 ]

@@ -6,6 +6,7 @@
 __all__ = ['open_sets', 'Job', 'jobs', 'make_rows', 'evaluate_sources', 'evaluate_sets']
 
 # %% ../nbs/14j_evaluating.ipynb #evaluating-export-imports
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -145,8 +146,13 @@ def evaluate_sources(
     there = sum(done for _, done in plans)
     if there:
         log.info('%s of %s rows are there already', f'{there:,}', f'{there + len(names):,}')
-    for source, (todo, _) in zip(sources, plans):
-        make_rows(source, todo, asked, tell)
+    gc.collect()
+    gc.freeze()  # what is in memory now need not be looked through before each measurement
+    try:
+        for source, (todo, _) in zip(sources, plans):
+            make_rows(source, todo, asked, tell)
+    finally:
+        gc.unfreeze()
     return there
 
 
