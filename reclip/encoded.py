@@ -22,6 +22,7 @@ from .evaluate import Sample, some_images
 from .files import parse_json, regular_file, whole_file
 from .images import ImageFiles, Place, show_path
 from .pictures import as_images
+from .sets import SETS
 from .settings import DEFAULTS, Settings
 from .zeroshot import text_classifier
 
@@ -158,7 +159,8 @@ def features_source(
     def sample(rows):
         return Sample(x, t, scale).take(np.asarray(rows))
 
-    name, split = about.get('set', path.stem), about.get('split', '')
+    known = next((o for o in SETS if set_file(o) == path.stem), path.stem)
+    name, split = about.get('set', known), about.get('split', '')
     words = about_words(classes, templates)
     where = 'features'
     return Source(name, split, labels.numpy().astype(np.int64), len(t), model, words, sample, where, '', trains=False)
