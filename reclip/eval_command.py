@@ -186,7 +186,8 @@ def _print_sets():
     "All sets, and where they can be had"
     from reclip.sets import listing
 
-    put(listing()[['set', 'split', 'images', 'classes', 'how', 'link']].to_string(index=False))
+    for o in listing().itertuples():
+        put(f'{o.set:22} {o.split:6} {o.images:8,} images {o.classes:6,} classes  {o.how}  {o.link}')
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-table
 def table(
