@@ -56,7 +56,7 @@ def _read_hub(data, info, where):
     picture, label = _columns(data, info, where)
     values = data[label][:]
     names = getattr(data.features[label], 'names', None)
-    if values and isinstance(values[0], str):
+    if values and all(isinstance(o, str) for o in values):
         names = sorted(set(values))
         values = [names.index(o) for o in values]
     if names is None:

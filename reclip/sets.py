@@ -92,6 +92,8 @@ def _names(info):
     "All names of a set, spelled the plain way"
     for family in (info.family, *info.aliases):
         yield plain_name(family) + (plain_name(info.domain) if info.domain else '')
+    if info.wds:
+        yield plain_name(info.wds)
     if info.domain:
         yield from (plain_name(info.family) + plain_name(o) for o in info.domain_folders)
 
@@ -138,6 +140,8 @@ def match_classes(
     if len(names) == len(info.class_names) and all(i in o for i, o in enumerate(found)):
         return list(range(len(names)))
     unknown = next((o for o, positions in zip(names, found) if len(positions) != 1), None)
+    if len(known.get(plain_name(str(unknown)), ())) > 1:
+        raise ValueError(f"{info.name}: {where} has {unknown!r}, which several of its classes are called")
     if unknown is not None:
         near = difflib.get_close_matches(plain_name(str(unknown)), known, 1)
         names_of = info.class_names[min(known[near[0]])] if near else info.class_names[0]
