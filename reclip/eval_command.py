@@ -130,7 +130,7 @@ def eval_(
 
     `reclip eval --model demo --set digits --method zeroshot --method propagation -o RESULTS`
 
-    `reclip eval --model ViT-L-14 --set all --root DATA --method reclip --seed 0 --seed 1 -o RESULTS`
+    `reclip eval --model ViT-L-14 --set paper --root DATA --method reclip --seed 0 --seed 1 -o RESULTS`
 
     `reclip eval --features FEATURES --set all --method propagation --method transclip -o RESULTS`
     """
@@ -138,7 +138,7 @@ def eval_(
     if listed:
         return _print_sets()
     if not sets:
-        raise ValueError('name a set with --set, or --set all for those that are found; --list prints all')
+        raise ValueError('name a set with --set, or --set all for what is found; --list prints all')
     options = dict(model=model, pretrained=pretrained, root=root, features=features, name=name, templates=templates)
     note_all(_unused(given, options))
     asked = _asked(methods, seeds, (present, imbalance, limit), settings, overwrite, options)

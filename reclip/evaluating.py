@@ -19,7 +19,7 @@ from .clip import Clip
 from .encoded import Source, about_model, image_source
 from .evaluate import TRAINED, evaluate
 from .files import write_json
-from .notes import log
+from .notes import log, note
 from .result_rows import Asked, check_asked, identity, is_done, row_command, row_name
 from .rows import about_machine
 from .scenarios import choose_images
@@ -38,25 +38,30 @@ def _digits():
 
 
 def open_sets(
-    names: Sequence[str],  # of sets, or `all`
+    names: Sequence[str],  # of sets, or of groups: `all`, `paper` for its 22, `domains`
     root: str | os.PathLike | None = None,  # where they are, see open_set
     download: bool = False,  # fetch those that torchvision may fetch
 ) -> list:  # LabelledSets
-    "Sets by name; `FileNotFoundError` says where a missing one can be had; of `all`, those that are missing are noted"
+    "Sets by name; `FileNotFoundError` says where a missing one can be had; those that a group lacks are noted"
     from reclip.openers import open_set
     from reclip.sets import SETS
 
-    found, missing = [], []
-    for name in dict.fromkeys(o for word in names for o in (('digits', *SETS) if word == 'all' else (word,))):
-        try:
-            found.append(_digits() if name == 'digits' else open_set(name, root, download))
-        except FileNotFoundError as e:
-            if 'all' not in names or name in names:
-                raise
-            missing.append(f'{name}: {e}')
+    groups = {o: [k for k, info in SETS.items() if info.group == o] for o in ('paper', 'domains')}
+    groups['all'] = ['digits', *SETS]
+    found, missing = {}, {}
+    for word in names:
+        for name in groups.get(word, [word]):
+            if name in found:
+                continue
+            try:
+                found[name] = _digits() if name == 'digits' else open_set(name, root, download)
+            except FileNotFoundError as e:
+                if word not in groups:
+                    raise
+                missing[name] = str(e)
     if missing:
-        log.info('%s sets were not found, the first is %s', f'{len(missing):,}', missing[0])
-    return found
+        note(f"{len(missing):,} sets were not found and are left out, the first: {next(iter(missing.values()))}")
+    return list(found.values())
 
 # %% ../nbs/14j_evaluating.ipynb #evaluating-loop
 class Job(NamedTuple):
@@ -102,22 +107,27 @@ def make_rows(
     todo: list[Job],  # from jobs
     asked: Asked,
     tell: Callable = lambda row: None,  # receives each row once it is written
-):
+) -> list[str]:  # why rows could not be made, a sentence for each
     "Encode what is needed, and write a file for each row"
     if not todo:
-        return
+        return []
     needed = np.unique(np.concatenate([o.images for o in todo]))
     start = time.perf_counter()
     sample = source.sample(needed)
     encoding = time.perf_counter() - start
-    known = None, None
+    known, failed = (None, None), []
     for job in todo:
         if known[0] is not job.images:
             own = sample.take(np.searchsorted(needed, job.images))
             known = job.images, neighbor_weights(own.image_features)
         method, seed = job.row['method'], job.row['seed']
         s = using(asked.settings, seed=seed)
-        found, cost = evaluate(method, own, source.labels[job.images], s, known[1])
+        try:
+            found, cost = evaluate(method, own, source.labels[job.images], s, known[1])
+        except (ValueError, FloatingPointError) as e:  # such as names that this model cannot tell apart
+            failed.append(f'{source.name}, {method}, seed {seed}: {e}')
+            note(f'no row of {failed[-1]}')
+            continue
         row = job.row | found | dict(command=row_command(asked, source.name, method, seed))
         costs = job.path.parent / 'costs'
         costs.mkdir(parents=True, exist_ok=True)
@@ -125,6 +135,7 @@ def make_rows(
         write_json(costs / job.path.name, _cost(source, device, cost, encoding, len(needed)))
         write_json(job.path, row)
         tell(row)
+    return failed
 
 # %% ../nbs/14j_evaluating.ipynb #evaluating-doors
 def evaluate_sources(
@@ -133,7 +144,9 @@ def evaluate_sources(
     asked: Asked = Asked(),
     tell: Callable = lambda row: None,  # receives each row once it is written
 ) -> int:  # rows that were there already
-    "Rows of several sets; what stands in the way of one is said before any work is done"
+    """Rows of several sets; what stands in the way of one is said before any work is done
+
+    `ValueError` at the end if a method could not do with a set; all other rows are there."""
     check_asked(asked)
     results = Path(results)
     if results.exists() and not results.is_dir():
@@ -146,13 +159,16 @@ def evaluate_sources(
     there = sum(done for _, done in plans)
     if there:
         log.info('%s of %s rows are there already', f'{there:,}', f'{there + len(names):,}')
+    failed = []
     gc.collect()
     gc.freeze()  # what is in memory now need not be looked through before each measurement
     try:
         for source, (todo, _) in zip(sources, plans):
-            make_rows(source, todo, asked, tell)
+            failed += make_rows(source, todo, asked, tell)
     finally:
         gc.unfreeze()
+    if failed:
+        raise ValueError(f'{len(failed):,} of {len(names):,} rows could not be made; the first: {failed[0]}')
     return there
 
 

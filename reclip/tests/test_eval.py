@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -175,7 +176,7 @@ def test_the_model_comes_back_as_it_was(source):
 
 def test_two_runs_write_equal_bytes(source, tmp_path):
     asked = Asked(('zeroshot', 'propagation', 'reclip', *PEERS), (0, 1), Scenario(present=3), using(epochs=1))
-    for name in 'ab': evaluate_sources([source], tmp_path / name, asked)
+    for name in 'ab': assert evaluate_sources([source], tmp_path / name, asked) == 0
     assert len(files(tmp_path / 'a')) == 14 and files(tmp_path / 'a') == files(tmp_path / 'b')
     costs = json.loads((tmp_path / 'a/costs' / next(iter(files(tmp_path / 'a')))).read_text())
     assert {'seconds', 'peak_bytes', 'machine', 'date'} <= {*costs}
@@ -328,6 +329,15 @@ def test_more_bad_features(tmp_path):
     assert 'is a file' in call('--features', tmp_path / 'F', '--set', 'blobs', '-o', tmp_path / 'R').output
 
 
+def test_what_a_method_cannot_do_leaves_the_others(tmp_path):
+    "Two classes with one text: no projection space is left, and zero-shot goes on"
+    features_file(tmp_path / 'F', 'a', text_features=torch.ones(5, 16))
+    features_file(tmp_path / 'F', 'b')
+    done = call('--features', tmp_path / 'F', '--set', 'all', '-o', tmp_path / 'R')
+    assert done.exit_code == 2 and '1 of 4 rows could not be made; the first: a, propagation, seed 0: P2' in done.output
+    assert sorted(files(tmp_path / 'R')) == [f'F__{o}__full__s0.json' for o in ('a__zeroshot', 'b__propagation', 'b__zeroshot')]
+
+
 def test_list_names_the_sets():
     done = call('--list')
     assert done.exit_code == 0 and {'cifar10', 'imagenet', 'pacs/photo'} <= set(done.output.split())
@@ -345,8 +355,92 @@ def test_a_stopped_evaluation_goes_on(number, tmp_path):
     some = files(tmp_path / 'R')
     assert 2 <= len(some) < 24 and run.returncode == (-9 if number == signal.SIGKILL else 130)
     if number == signal.SIGINT: assert 'Repeat the command to go on' in told
-    done = subprocess.run([*line, '-o', str(tmp_path / 'R')], capture_output=True, text=True)
-    assert done.returncode == 0 and f'{len(some)} of 24 rows are there already' in done.stderr
+    done = call(*line[4:], '-o', tmp_path / 'R')
+    assert done.exit_code == 0 and f'{len(some)} of 24 rows are there already' in done.output
     assert call(*line[4:], '-o', tmp_path / 'whole').exit_code == 0
     assert files(tmp_path / 'R') == files(tmp_path / 'whole') and len(files(tmp_path / 'R')) == 24
     assert not [o for o in (tmp_path / 'R').rglob('.*')]
+
+
+# models in memory, sets by name, and what the page promises
+
+def folder_set(folder, name, n=30):
+    "Digits as a folder of class folders"
+    images, labels = demo.demo_digits()
+    for i in range(n):
+        place = folder / name / demo.class_names[labels[i]]
+        place.mkdir(parents=True, exist_ok=True)
+        images[i].save(place / f'{i:03}.png')
+    classes = [[o, o] for o in demo.class_names]
+    (folder / name / 'classes.json').write_text(json.dumps(dict(classes=classes)))
+
+
+def test_a_model_in_memory(clip, small, tmp_path):
+    folder_set(tmp_path / 'data', 'mnist')
+    seen = []
+    evaluating.evaluate_sets(Clip(*clip), ['mnist', small], tmp_path / 'R', model_name='my model', root=tmp_path / 'data', tell=seen.append)
+    assert [o['set'] for o in seen] == ['mnist'] * 2 + ['digits'] * 2
+    row = json.loads((tmp_path / 'R' / 'my_model__mnist__propagation__full__s0.json').read_text())
+    assert row['n_images'] == 30 and row['command'] == "evaluate_sets(clip, ['mnist'], RESULTS, Asked(methods=['propagation'], seeds=[0]))"
+
+
+def test_features_are_the_images(clip, tmp_path):
+    folder_set(tmp_path / 'data', 'mnist')
+    words = ['--set', 'mnist', '--method', 'zeroshot', '--method', 'propagation', '--name', 'demo']
+    assert call('--model', 'demo', '--root', tmp_path / 'data', '--keep-features', tmp_path / 'F', '-o', tmp_path / 'A', *words).exit_code == 0
+    assert call('--features', tmp_path / 'F', '-o', tmp_path / 'B', *words).exit_code == 0
+    for name, text in files(tmp_path / 'A').items():
+        a, b = json.loads(text), json.loads(files(tmp_path / 'B')[name])
+        for stage in a['stages']: assert a['stages'][stage] == pytest.approx(b['stages'][stage], abs=1e-3)
+
+
+def test_a_missing_set_is_one_sentence(tmp_path):
+    done = call('--model', 'demo', '--set', 'dtd', '--root', tmp_path, '-o', tmp_path / 'R')
+    assert done.exit_code == 2 and str(tmp_path) in done.output and len(done.output.strip().splitlines()) == 1
+
+
+def page_command():
+    "What page 14_eval says would make the paper's table"
+    page = json.loads((Path(__file__).parents[2] / 'nbs' / '14_eval.ipynb').read_text())
+    text = next(''.join(o['source']) for o in page['cells'] if o['id'] == 'eval-about-paper')
+    block = text.split('```sh')[1].split('```')[0].replace('\\\n', ' ')
+    return [o.split()[1:] for o in block.strip().splitlines()]
+
+
+def test_the_papers_command_on_stand_ins(clip, tmp_path, monkeypatch):
+    "The model and the sets are small ones; the words are the page's"
+    for name in ('mnist', 'stl10'): folder_set(tmp_path / 'data', name)
+    names = ['airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck']
+    (tmp_path / 'data/stl10/classes.json').write_text(json.dumps(dict(classes=[*map(list, zip(demo.class_names, names))])))
+    from reclip import clip as clips
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = open_clip.CLIP(**demo.CONFIG).eval()                                         # it tells all words apart
+    monkeypatch.setattr(clips, 'load_clip', lambda model, pretrained, device: Clip(other, *clip[1:]))
+    evaluation, table = page_command()
+    there = {'DATA': str(tmp_path / 'data'), 'RESULTS': str(tmp_path / 'R'), 'table.md': str(tmp_path / 't.md'), 'table.png': str(tmp_path / 't.png')}
+    done = CliRunner().invoke(app, [there.get(o, o) for o in evaluation] + ['--epochs', '1'])
+    assert done.exit_code == 0, done.output
+    assert '20 sets were not found' in done.output
+    assert len(files(tmp_path / 'R')) == 2 * 4 * 3
+    row = json.loads(files(tmp_path / 'R')['ViT-L-14-openai__stl10__reclip-official__full__s2.json'])
+    assert row['settings']['recipe'] == 'official' and row['model']['pretrained'] == 'openai' and row['n_classes'] == 10
+    pytest.importorskip('reclip.table')
+    done = CliRunner().invoke(app, [there.get(o, o) for o in table])
+    assert done.exit_code == 0, done.output
+    assert '74.94' in (tmp_path / 't.md').read_text() and (tmp_path / 't.png').stat().st_size > 5000
+
+
+def test_table_of_rows(tmp_path):
+    pytest.importorskip('reclip.table')
+    for i in range(2): features_file(tmp_path / 'F', f'set{i}', seed=i)
+    for more in ([], ['--present', 2]):
+        assert call('--features', tmp_path / 'F', '--set', 'all', '--method', 'propagation', '--method', 'zlap', '-o', tmp_path / 'R', *more).exit_code == 0
+    def table(*args): return CliRunner().invoke(app, ['table', str(tmp_path / 'R'), *(str(o) for o in args)])
+    assert 'set0' in table().output and 'zlap' in table().output and table().exit_code == 0
+    done = table('--csv', tmp_path / 't.csv', '--figure', tmp_path / 'g.png', '--scenario', 'present2')
+    assert done.exit_code == 0 and (tmp_path / 't.csv').is_file() and (tmp_path / 'g.png').is_file(), done.output
+    for words in (['--scenario', 'none'], ['--score', 'magic'], ['--csv', tmp_path / 't.xyz'], ['--figure', tmp_path / 'g.png']):
+        done = table(*words)
+        assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1, done.output
+    assert CliRunner().invoke(app, ['table', str(tmp_path / 'nothing')]).exit_code == 2
