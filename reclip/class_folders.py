@@ -34,11 +34,14 @@ def folder_class(
     return None
 
 
-def _own_names(info, values, where):
-    "Folders that a `classes.json` names and the registry does not -> positions"
+def _own_names(info, values, split, where):
+    "Folders that a `classes.json` names and the registry does not -> positions; what it says of its split is noted"
     pairs = values.get('classes') if isinstance(values, dict) else None
     if not isinstance(pairs, list) or not all(isinstance(o, list) and list(map(type, o)) == [str, str] for o in pairs):
         raise ValueError(f'{where}: expected {{"classes": [[folder, readable name], ...]}}')
+    said = values.get('split', split)
+    if not isinstance(said, str) or split != 'all' and plain_name(said) not in same_split(split):
+        note(f"{info.name}: {where} says of its split: {said!r}")
     known = class_positions(info)
     strange = {folder: name for folder, name in pairs if len(known.get(plain_name(folder), ())) != 1}
     positions = match_classes(info, list(strange.values()), where) if strange else []
@@ -114,12 +117,12 @@ def open_folder(
     if files is None:
         return None
     lists = [o for o in (path / 'classes.json', *sorted(path.glob('*/classes.json'))) if o.is_file()]
-    own = _own_names(info, read_json(lists[0]), str(lists[0])) if lists else {}
+    own = _own_names(info, read_json(lists[0]), split, str(lists[0])) if lists else {}
     folders = [tuple(o.split(os.sep)[:-1]) for o in files.names]
     return _chosen(info, files, folders, split, path, parted, own)
 
 
-def _archived_names(info, path):
+def _archived_names(info, path, split):
     "What a `classes.json` in an archive says"
     member = next((o for o in tar_members(path)[0] if o.name.endswith('classes.json') and o.kind == 'file'), None)
     if member is None:
@@ -128,7 +131,7 @@ def _archived_names(info, path):
         archive.seek(member.offset)
         text = archive.read(min(member.size, 2**24)).decode('utf-8', 'replace')
     where = f'{path}: {member.name}'
-    return _own_names(info, parse_json(text, where), where)
+    return _own_names(info, parse_json(text, where), split, where)
 
 
 def open_archive(
@@ -138,7 +141,7 @@ def open_archive(
     parted: bool = False,  # it holds a folder for each domain
 ) -> tuple | None:  # images, labels (N,) positions; None if there are none of this domain and split
     "A tar archive, read where it lies; `ValueError` names a folder that is no class"
-    files, own = _found(path), _archived_names(info, path)
+    files, own = _found(path), _archived_names(info, path, split)
     folders = [tuple(o.split('/')[1:-1]) for o in files.names]
     return _chosen(info, files, folders, split, path, parted, own)
 

@@ -127,11 +127,10 @@ def open_torchvision(
     try:
         data = getattr(datasets, spec['dataset'])(root=os.fspath(at), **settings)
         numbers = _numbers(data)
-    except FileNotFoundError:
-        raise
-    except Exception as e:  # of all kinds, for files that are damaged or another version
+    except Exception as e:  # of all kinds, for files that are missing, damaged, or of another version
         why = ' '.join(f'{e}'.split()).split(' You can use download')[0]
-        raise ValueError(f"{info.name}: torchvision cannot read it from {at}: {why[:200]}; see {info.link}") from e
+        kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
+        raise kind(f"{info.name}: torchvision cannot read it from {at}: {why[:200]}; see {info.link}") from e
     own = next((getattr(data, o) for o in ('wnids', 'classes', 'categories') if getattr(data, o, None)), None)
     names = None if spec.get('classes') == 'ours' else spec.get('classes') or own
     found_as = f"torchvision {spec['dataset']}"
@@ -217,4 +216,4 @@ def open_shards(
         note(f"{info.name}: {folder.parent} has {len(templates)} templates of its own, and ours are used")
     shown, places, numbers = zip(*samples)
     labels = label_positions(info, numbers, names, f'classnames.txt in {folder.parent}' if names else f'{folder}')
-    return ImageFiles(places, shown), labels, f'shards of wds/{info.wds or info.name}'
+    return ImageFiles(places, shown), labels, f'shards {folder.parent.name}/{folder.name}'

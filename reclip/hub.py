@@ -59,10 +59,11 @@ def _read_hub(data, info, where):
     if values and all(isinstance(o, str) for o in values):
         names = sorted(set(values))
         values = [names.index(o) for o in values]
-    if names is None:
-        note(f"{info.name}: the labels of {where} are numbers without names, and were read as positions of our classes")
-    elif (info.hub or {}).get('classes') == 'ours' and len(names) == len(info.class_names):
+    ours = (info.hub or {}).get('classes') == 'ours'  # the same order, by another kind of name
+    if ours and (names is None or len(names) == len(info.class_names)):
         names = None
+    elif names is None:
+        note(f"{info.name}: the labels of {where} are numbers without names, and were read as positions of our classes")
     return as_images(data.select_columns([picture])), label_positions(info, values, names, where)
 
 

@@ -84,7 +84,8 @@ def _missing(info, root, split):
         fetch = f"--download fetches it from the Hugging Face hub ({info.hub['id']})"
     get = f'{fetch}; or get' if fetch else 'Get'
     near = candidates(info, root, split)
-    there = f' ({near[0][0].name} is there, and has no images of the split {split})' if near else ''
+    part = f'the domain {info.domain}' if info.domain and split == 'all' else f'the split {split}'
+    there = f' ({near[0][0].name} is there, and has no images of {part})' if near else ''
     place = root / info.name / '<class folder>' / '<image>'
     return f"{info.name} is not in {root}{there}. {get} it from {info.link} and put it there as {place}"
 
