@@ -96,7 +96,7 @@ def jobs(
 
 def _cost(source, device, cost, encoding, n):
     "What differs between two runs"
-    cost['seconds']['encode'] = round(encoding, 3)
+    cost['seconds']['encode_set'] = round(encoding, 3)
     threads = dict(device=str(device), threads=torch.get_num_threads())
     now = datetime.now().astimezone().isoformat(timespec='seconds')
     return cost | dict(n_encoded=n, found_as=source.found_as, machine=about_machine(threads), date=now)
