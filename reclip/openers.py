@@ -108,7 +108,7 @@ def _note_part(info, labels):
     "One note if there are fewer or more pictures than the split has"
     n, classes = len(labels), len(np.unique(labels))
     if n != info.n_images:
-        few = f', of {classes:,} of its {len(info.class_names):,} classes' if classes < len(info.class_names) else ''
+        few = f' of {classes:,} of its {len(info.class_names):,} classes' if classes < len(info.class_names) else ''
         note(f"{info.name}: {n:,} images{few} are there; the split {info.split} has {info.n_images:,}")
 
 
