@@ -23,8 +23,8 @@ Sets = Annotated[
         group='What',
         metavar='NAME',
         show_default=False,
-        help='A data set, such as `cifar10`, `pacs/photo` or `digits`, or of a group what is found: `all`, `paper` (its 22), `domains`; may be '
-        'repeated. `--list` prints all.',
+        help='A data set, such as `cifar10`, `pacs/photo` or `digits`, or of a group what is found: `all`, `paper` '
+        '(its 22), `domains`; may be repeated. `--list` prints all.',
     ),
 ]
 Root = Annotated[
