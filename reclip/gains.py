@@ -35,7 +35,7 @@ def gains(
             some = table.loc[common]
             mean = some.gain.mean()
             below, above = (np.sqrt(((some[o] - some.gain) ** 2).sum()) / len(common) for o in ('low', 'high'))
-            table.loc[_bottom(len(common))] = mean, mean - below, mean + above
+            table.loc[summary.mean.index[-1]] = mean, mean - below, mean + above
         found[method] = table
     return found
 
@@ -62,7 +62,7 @@ def gain_figure(
     found = gains(rows, score)
     if not found:
         raise ValueError('rows: only zero-shot is there, which gains nothing; run another method')
-    names = sorted(set(rows.set)) + [_bottom(len(next(iter(summarize_rows(rows, score).values())).common))]
+    names = list(next(iter(summarize_rows(rows, score).values())).mean.index)
     fig = Picture(8, 1.4 + 0.16 * len(names) * (1 + len(found)))
     ax = fig.subplots()
     _draw(ax, found, names)
