@@ -8,10 +8,8 @@ __all__ = ['eval_', 'table']
 # %% ../nbs/11g_eval_command.ipynb #eval-command-export-imports
 from dataclasses import fields
 from pathlib import Path
-from .eval_options import Csv, Figure, Markdown, OfModel, OfScenario, Paper, Rows, Score
-from .eval_options import TUNED, Again, Download, Features, Imbalance, KeepFeatures, Limit, Listed, Methods, Name
-from .eval_options import Present, Results, Root, Seeds, Sets
-from .options import Cache, Model, NoCache, Pretrained, Quiet, Templates, Verbose, settings_options
+from .eval_options import EVAL, TABLE, TUNED, declared
+from .options import settings_options
 from .settings import DEFAULTS, Settings, using
 from .shell import plain_messages, put
 from .unused import cache_folder, note_all, unused_options
@@ -32,23 +30,24 @@ def _feature_sources(folder, names, model_name):
     return [features_source(folder / f'{o}.safetensors', model_name) for o in wanted]
 
 
-def _image_sources(names, model, pretrained, settings, **about):
+def _image_sources(options, settings):
     "Sets of images, with the model loaded"
     from reclip.clip import load_clip
     from reclip.encoded import about_model, image_source
     from reclip.evaluating import open_sets
     from reclip.words import read_templates
 
-    opened = open_sets(names, about['root'], about['download'])
+    opened = open_sets(options['sets'], options['root'], options['download'])
     if not opened:
         raise FileNotFoundError('none of the sets was found; name the folder that holds them with --root')
-    if about['templates']:
-        given = about['templates']
+    if given := options['templates']:
         sentences = read_templates(given[0] if len(given) == 1 else given)
         opened = [o._replace(templates=sentences) for o in opened]
+    model, pretrained = options['model'], options['pretrained']
     clip = load_clip(model, pretrained, settings.device)
-    found = about_model(clip, about['name'] or model, _tag(model, pretrained))
-    return [image_source(clip, o, found, settings, about['cache']) for o in opened]
+    found = about_model(clip, options['name'] or model, _tag(model, pretrained))
+    cache = cache_folder(options['cache'], options['no_cache'])
+    return [image_source(clip, o, found, settings, cache) for o in opened]
 
 
 def _tag(model, pretrained):
@@ -58,16 +57,18 @@ def _tag(model, pretrained):
 # %% ../nbs/11g_eval_command.ipynb #eval-command-words
 def _words(options, settings):
     "How the command begins that makes a row again"
+    from reclip.result_rows import near_path
+
     found = ['reclip', 'eval']
     if options['features']:
-        found += ['--features', str(options['features'])]
+        found += ['--features', near_path(options['features'])]
     else:
-        found += ['--model', options['model']]
+        found += ['--model', near_path(options['model'])]
         tag = _tag(options['model'], options['pretrained'])
-        found += ['--pretrained', tag] if tag else []
-        found += ['--root', str(options['root'])] if options['root'] else []
+        found += ['--pretrained', near_path(tag)] if tag else []
+        found += ['--root', near_path(options['root'])] if options['root'] else []
     found += ['--name', options['name']] if options['name'] else []
-    found += [o for sentence in options['templates'] or () for o in ('--templates', sentence)]
+    found += [o for sentence in options['templates'] or () for o in ('--templates', near_path(sentence))]
     for f in fields(Settings):
         value = getattr(settings, f.name)
         if f.metadata['option'] and f.metadata['fixed'] and value != f.default:
@@ -94,31 +95,8 @@ def _unused(given, options):
 
 
 @settings_options(*TUNED, 'Machine', 'Details')
-def eval_(
-    sets: Sets = None,
-    root: Root = None,
-    methods: Methods = None,
-    present: Present = None,
-    imbalance: Imbalance = None,
-    limit: Limit = None,
-    results: Results = Path('results'),
-    templates: Templates = None,
-    model: Model = 'ViT-B-32',
-    pretrained: Pretrained = 'openai',
-    features: Features = None,
-    keep_features: KeepFeatures = None,
-    name: Name = None,
-    cache: Cache = None,
-    no_cache: NoCache = False,
-    seeds: Seeds = None,
-    download: Download = False,
-    listed: Listed = False,
-    overwrite: Again = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    given=(),
-    **settings,
-):
+@declared(EVAL)
+def eval_(given=(), **options):
     """Score methods on labelled data sets: one JSON file for each set, method and seed.
 
     No method sees a label. The same command goes on where it was stopped; rows that are there are kept. Sets have
@@ -134,24 +112,23 @@ def eval_(
 
     `reclip eval --features FEATURES --set all --method propagation --method transclip -o RESULTS`
     """
-    plain_messages(quiet, verbose)
-    if listed:
+    own = {k: options.pop(k) for k in EVAL if k in options}
+    own = {k: usual for k, (_, usual) in EVAL.items()} | own
+    plain_messages(own['quiet'], own['verbose'])
+    if own['listed']:
         return _print_sets()
-    if not sets:
+    if not own['sets']:
         raise ValueError('name a set with --set, or --set all for what is found; --list prints all')
-    options = dict(model=model, pretrained=pretrained, root=root, features=features, name=name, templates=templates)
-    note_all(_unused(given, options))
-    asked = _asked(methods, seeds, (present, imbalance, limit), settings, overwrite, options)
-    if features:
-        sources = _feature_sources(features, sets, name or features.resolve().name)
+    note_all(_unused(given, own))
+    asked = _asked(own, options)
+    if own['features']:
+        sources = _feature_sources(own['features'], own['sets'], own['name'] or own['features'].resolve().name)
     else:
-        about = dict(root=root, download=download, templates=templates, name=name)
-        how = using(asked.settings, verbose=not quiet)
-        sources = _image_sources(sets, model, pretrained, how, cache=cache_folder(cache, no_cache), **about)
-    _make(sources, results, asked, None if features else keep_features, quiet)
+        sources = _image_sources(own, using(asked.settings, verbose=not own['quiet']))
+    _make(sources, own['results'], asked, None if own['features'] else own['keep_features'], own['quiet'])
 
 
-def _asked(methods, seeds, scenario, settings, overwrite, options):
+def _asked(options, settings):
     "What is asked for, checked before anything is opened"
     from reclip.result_rows import Asked, check_asked
     from reclip.scenarios import Scenario
@@ -159,11 +136,11 @@ def _asked(methods, seeds, scenario, settings, overwrite, options):
     s = using(DEFAULTS, **settings)
     usual = Asked()
     asked = Asked(
-        tuple(dict.fromkeys(methods or usual.methods)),
-        tuple(dict.fromkeys(seeds or usual.seeds)),
-        Scenario(*scenario),
+        tuple(dict.fromkeys(options['methods'] or usual.methods)),
+        tuple(dict.fromkeys(options['seeds'] or usual.seeds)),
+        Scenario(options['present'], options['imbalance'], options['limit']),
         s,
-        overwrite,
+        options['overwrite'],
         _words(options, s),
     )
     check_asked(asked)
@@ -190,17 +167,8 @@ def _print_sets():
         put(f'{o.set:22} {o.split:6} {o.images:8,} images {o.classes:6,} classes  {o.how}  {o.link}')
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-table
-def table(
-    results: Rows,
-    csv: Csv = None,
-    markdown: Markdown = None,
-    figure: Figure = None,
-    paper: Paper = False,
-    score: Score = 'top1',
-    model: OfModel = None,
-    scenario: OfScenario = None,
-    quiet: Quiet = False,
-):
+@declared(TABLE)
+def table(**options):
     """Make tables and a figure of what `reclip eval` wrote; without a file, the tables are printed.
 
     Examples:
@@ -209,20 +177,25 @@ def table(
 
     `reclip table RESULTS --paper --csv table.csv --markdown table.md --figure gains.png`
     """
-    plain_messages(quiet, False)
+    own = {k: usual for k, (_, usual) in TABLE.items()} | options
+    plain_messages(own['quiet'], False)
     from reclip import table as tables
+    from reclip.found_rows import read_rows
+    from reclip.gains import gain_figure, write_figure
 
-    rows = _only(_only(tables.read_rows(results), 'model', model), 'scenario', scenario)
+    rows = _only(_only(read_rows(own['results']), 'model', own['model']), 'scenario', own['scenario'])
+    score = own['score']
+    drawn = gain_figure(rows, score) if own['figure'] else None  # says what is wrong before anything is written
     written = []
-    if csv:
-        written.append(tables.write_csv(rows, csv, score))
-    if markdown:
-        written.append(tables.write_markdown(rows, markdown, score, paper))
-    if figure:
-        written.append(tables.write_figure(tables.gain_figure(rows, score), figure))
+    if own['csv']:
+        written.append(tables.write_csv(rows, own['csv'], score))
+    if own['markdown']:
+        written.append(tables.write_markdown(rows, own['markdown'], score, own['paper']))
+    if drawn:
+        written.append(write_figure(drawn, own['figure']))
     if not written:
-        put(tables.to_markdown(rows, score, paper))
-    for path in written if not quiet else ():
+        put(tables.to_markdown(rows, score, own['paper']))
+    for path in written if not own['quiet'] else ():
         put(f'{path} is written')
 
 

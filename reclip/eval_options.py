@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['TUNED', 'Sets', 'Root', 'Methods', 'Seeds', 'Present', 'Imbalance', 'Limit', 'Results', 'Features', 'KeepFeatures',
            'Name', 'Download', 'Listed', 'Again', 'Rows', 'Csv', 'Markdown', 'Figure', 'Paper', 'Score', 'OfModel',
-           'OfScenario']
+           'OfScenario', 'EVAL', 'TABLE', 'declared']
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-export-imports
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .options import named_option
+from .options import Cache, Model, NoCache, Pretrained, Quiet, Templates, Verbose, named_option
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-options
 TUNED = ('projection', 'n_neighbors', 'alpha', 'epochs', 'batch_size', 'lr_text', 'lr_image')  # and Machine, Details
@@ -134,3 +136,56 @@ OfScenario = Annotated[
         '--scenario', group='What', metavar='NAME', show_default=False, help='Only those rows, such as `present2`.'
     ),
 ]
+
+# %% ../nbs/11h_eval_options.ipynb #eval-options-declared
+EVAL = dict(
+    sets=(Sets, None),
+    root=(Root, None),
+    methods=(Methods, None),
+    present=(Present, None),
+    imbalance=(Imbalance, None),
+    limit=(Limit, None),
+    results=(Results, Path('results')),
+    templates=(Templates, None),
+    model=(Model, 'ViT-B-32'),
+    pretrained=(Pretrained, 'openai'),
+    features=(Features, None),
+    keep_features=(KeepFeatures, None),
+    name=(Name, None),
+    cache=(Cache, None),
+    no_cache=(NoCache, False),
+    seeds=(Seeds, None),
+    download=(Download, False),
+    listed=(Listed, False),
+    overwrite=(Again, False),
+    quiet=(Quiet, False),
+    verbose=(Verbose, False),
+)
+TABLE = dict(
+    results=(Rows, inspect.Parameter.empty),
+    csv=(Csv, None),
+    markdown=(Markdown, None),
+    figure=(Figure, None),
+    paper=(Paper, False),
+    score=(Score, 'top1'),
+    model=(OfModel, None),
+    scenario=(OfScenario, None),
+    quiet=(Quiet, False),
+)
+
+
+def declared(
+    options: dict,  # name -> what it is, and what counts if nobody gives it
+) -> Callable:  # decorator
+    "Replace `**options` of a command by those of a list"
+    kind = inspect.Parameter.KEYWORD_ONLY
+    listed = [inspect.Parameter(k, kind, default=usual, annotation=o) for k, (o, usual) in options.items()]
+
+    def decorate(function):
+        own = inspect.signature(function).parameters.values()
+        placed = [p.replace(kind=kind) for p in own if p.kind is not p.VAR_KEYWORD]
+        function.__signature__ = inspect.Signature([*listed, *placed])
+        function.__annotations__ = {k: o for k, (o, _) in options.items()}
+        return function
+
+    return decorate

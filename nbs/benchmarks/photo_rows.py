@@ -9,7 +9,7 @@ import numpy as np
 from reclip.clip import Clip
 from reclip.encoded import about_model, image_source, write_features
 from reclip.evaluating import evaluate_sets, open_sets
-from reclip.result_rows import Asked
+from reclip.result_rows import Asked, near_path
 from reclip.scenarios import Scenario
 from reclip.settings import DEFAULTS, using
 
@@ -47,7 +47,7 @@ def main():
         for data in open_sets(o.set, o.root):
             print(write_features(image_source(clip, data, model), o.features))
         return
-    begin = ['python', 'nbs/benchmarks/photo_rows.py', '--models', o.models, '--root', o.root]
+    begin = ['python', 'nbs/benchmarks/photo_rows.py', '--models', near_path(o.models), '--root', near_path(o.root)]
     begin += ['--epochs', str(o.epochs)] if o.epochs is not None else []
     usual = Asked()
     asked = Asked(
