@@ -16,10 +16,20 @@ from .devices import alone, is_first, rank
 from .eval_command import eval_, table
 from .finished import cache, export, info, predict, put_report, report
 from .options import ENCODING, Cache, Classes, CsvSafe, Images, MaxUnreadable, Model, NoCache, Output, Overwrite
-from .options import Pretrained, Quiet, Report, Resume, Templates, TrainingFree, Verbose, settings_options
-from .shell import command, plain_messages, put
+from reclip.options import (
+    Pretrained,
+    Quiet,
+    Report,
+    Resume,
+    Templates,
+    TrainingFree,
+    Verbose,
+    settings_options,
+)
+from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
+from .shell import command, options_of, plain_messages, put
 from .stops import hush
-from .unused import cache_folder, note_all, renamed_options, unused_options
+from .unused import cache_option, note_all, renamed_options, unused_options
 
 # %% ../nbs/11_cli.ipynb #cli-app
 app = typer.Typer(
@@ -41,18 +51,19 @@ def _templates(given):
     return 'photo' if not given else given[0] if len(given) == 1 else given
 
 
-def _label(images, classes, output, method, sentences, report, quiet, **settings):
-    "What adapt and zeroshot share"
+def _label(method, sentences, *, report, quiet, verbose, cache, no_cache, **settings):
+    "The body of both"
     from reclip import run
 
+    plain_messages(quiet, verbose)
     settings['templates'] = _templates(settings['templates'])
-    notes = note_all(sentences)
-    table = run.adapt(images, classes, output, method=method, progress=not quiet, noted=notes, **settings)
+    settings['cache'] = cache_option(cache, no_cache)
+    table = run.adapt(method=method, progress=not quiet, noted=note_all(sentences), **settings)
     if not quiet:
-        _account(output, table)
+        _account(settings['output'], table)
     if report and is_first():
         with alone():
-            put_report(output, None, None, quiet)
+            put_report(settings['output'], None, None, quiet)
 
 
 def _account(output, table, most=8):
@@ -70,18 +81,15 @@ def _account(output, table, most=8):
     put(f'\n{output}/predictions.csv has every label. Next: reclip report {output}')
 
 
-@command
-@settings_options('Method', 'Machine', 'Details')
-def adapt(
+def _labelling(
     images: Images,
     classes: Classes,
     output: Output,
     templates: Templates = None,
-    max_unreadable: MaxUnreadable = 0.1,
+    max_unreadable: MaxUnreadable = MAX_UNREADABLE,
     csv_safe: CsvSafe = False,
-    model: Model = 'ViT-B-32',
-    pretrained: Pretrained = 'openai',
-    training_free: TrainingFree = False,
+    model: Model = MODEL,
+    pretrained: Pretrained = PRETRAINED,
     cache: Cache = None,
     no_cache: NoCache = False,
     resume: Resume = False,
@@ -89,9 +97,14 @@ def adapt(
     report: Report = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    given=(),
-    **settings,
 ):
+    "What the commands that label are told"
+
+
+@command
+@settings_options('Method', 'Machine', 'Details')
+@options_of(_labelling)
+def adapt(training_free: TrainingFree = False, given=(), **settings):
     """Adapt CLIP to IMAGES and label them.
 
     Writes predictions.csv, adapted.safetensors, config.json, history.csv, skipped.csv, features.safetensors and
@@ -110,73 +123,21 @@ def adapt(
 
     `torchrun --nproc_per_node 4 -m reclip adapt photos/ -c classes.txt -o RUN`  (four GPUs)
     """
-    plain_messages(quiet, verbose)
-    _label(
-        images,
-        classes,
-        output,
-        'training-free' if training_free else 'adapt',
-        unused_options(given, images, model, training_free, settings.get('epochs')) + renamed_options(given),
-        report,
-        quiet,
-        templates=templates,
-        max_unreadable=max_unreadable,
-        csv_safe=csv_safe,
-        model=model,
-        pretrained=pretrained,
-        cache=cache_folder(cache, no_cache),
-        resume=resume,
-        overwrite=overwrite,
-        **settings,
-    )
+    unused = unused_options(given, settings['images'], settings['model'], training_free, settings['epochs'])
+    _label('training-free' if training_free else 'adapt', unused + renamed_options(given), **settings)
 
 
 @command
 @settings_options(*ENCODING, encode_batch_size=('--batch-size',))
-def zeroshot(
-    images: Images,
-    classes: Classes,
-    output: Output,
-    templates: Templates = None,
-    max_unreadable: MaxUnreadable = 0.1,
-    csv_safe: CsvSafe = False,
-    model: Model = 'ViT-B-32',
-    pretrained: Pretrained = 'openai',
-    cache: Cache = None,
-    no_cache: NoCache = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    report: Report = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    given=(),
-    **settings,
-):
+@options_of(_labelling)
+def zeroshot(given=(), **settings):
     """Label IMAGES with plain CLIP, without adapting; the same files come out.
 
     Example:
 
     `reclip zeroshot photos/ --classes classes.txt -o BEFORE`
     """
-    plain_messages(quiet, verbose)
-    _label(
-        images,
-        classes,
-        output,
-        'zeroshot',
-        unused_options(given, images, model),
-        report,
-        quiet,
-        templates=templates,
-        max_unreadable=max_unreadable,
-        csv_safe=csv_safe,
-        model=model,
-        pretrained=pretrained,
-        cache=cache_folder(cache, no_cache),
-        resume=resume,
-        overwrite=overwrite,
-        **settings,
-    )
+    _label('zeroshot', unused_options(given, settings['images'], settings['model']), **settings)
 
 # %% ../nbs/11_cli.ipynb #cli-others
 for _function in (predict, report, export, cache, info, demo, eval_, table):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from .archives import tar_members
 from .files import read_text, regular_file
 from .formats import image_suffixes
-from .images import ImageFiles, Place
+from .image_files import ImageFiles, Place
 from .notes import note
 from .sets import SetInfo, match_classes, plain_name
 

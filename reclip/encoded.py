@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from .cache import encode_cached, model_digests
-from .clip import Clip, unit_rows
+from .cache import encode_cached
+from .clip import Clip
+from .digests import model_digests
 from .evaluate import Sample, some_images
 from .files import parse_json, regular_file, whole_file
-from .images import ImageFiles, Place, show_path
+from .image_files import ImageFiles, Place, show_path
 from .pictures import as_images
 from .sets import SETS
 from .settings import DEFAULTS, Settings
+from .unit import unit_rows
 from .zeroshot import text_classifier
 
 # %% ../nbs/14k_encoded.ipynb #encoded-source

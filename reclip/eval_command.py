@@ -7,12 +7,11 @@ __all__ = ['eval_', 'table']
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-export-imports
 from dataclasses import fields
-from pathlib import Path
-from .eval_options import EVAL, TABLE, TUNED, declared
+from .eval_options import EVAL, TABLE, TUNED, declaration
 from .options import settings_options
 from .settings import DEFAULTS, Settings, using
-from .shell import plain_messages, put
-from .unused import cache_folder, note_all, unused_options
+from .shell import options_of, plain_messages, put
+from .unused import cache_option, note_all, unused_options
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-sources
 def _feature_sources(folder, names, model_name):
@@ -46,7 +45,7 @@ def _image_sources(options, settings):
     model, pretrained = options['model'], options['pretrained']
     clip = load_clip(model, pretrained, settings.device)
     found = about_model(clip, options['name'] or model, _tag(model, pretrained))
-    cache = cache_folder(options['cache'], options['no_cache'])
+    cache = cache_option(options['cache'], options['no_cache'])
     return [image_source(clip, o, found, settings, cache) for o in opened]
 
 
@@ -95,7 +94,7 @@ def _unused(given, options):
 
 
 @settings_options(*TUNED, 'Machine', 'Details')
-@declared(EVAL)
+@options_of(declaration(EVAL))
 def eval_(given=(), **options):
     """Score methods on labelled data sets: one JSON file for each set, method and seed.
 
@@ -112,8 +111,7 @@ def eval_(given=(), **options):
 
     `reclip eval --features FEATURES --set all --method propagation --method transclip -o RESULTS`
     """
-    own = {k: options.pop(k) for k in EVAL if k in options}
-    own = {k: usual for k, (_, usual) in EVAL.items()} | own
+    own = {k: options.pop(k, usual) for k, (_, usual) in EVAL.items()}
     plain_messages(own['quiet'], own['verbose'])
     if own['listed']:
         return _print_sets()
@@ -167,7 +165,8 @@ def _print_sets():
         put(f'{o.set:22} {o.split:6} {o.images:8,} images {o.classes:6,} classes  {o.how}  {o.link}')
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-table
-@declared(TABLE)
+@settings_options()  # none
+@options_of(declaration(TABLE))
 def table(**options):
     """Make tables and a figure of what `reclip eval` wrote; without a file, the tables are printed.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TUNED', 'Sets', 'Root', 'Methods', 'Seeds', 'Present', 'Imbalance', 'Limit', 'Results', 'Features', 'KeepFeatures',
            'Name', 'Download', 'Listed', 'Again', 'Rows', 'Csv', 'Markdown', 'Figure', 'Paper', 'Score', 'OfModel',
-           'OfScenario', 'EVAL', 'TABLE', 'declared']
+           'OfScenario', 'EVAL', 'TABLE', 'declaration']
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-export-imports
 import inspect
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .options import Cache, Model, NoCache, Pretrained, Quiet, Templates, Verbose, named_option
+from .settings import MODEL, PRETRAINED
 
 # %% ../nbs/11h_eval_options.ipynb #eval-options-options
 TUNED = ('projection', 'n_neighbors', 'alpha', 'epochs', 'batch_size', 'lr_text', 'lr_image')  # and Machine, Details
@@ -147,8 +148,8 @@ EVAL = dict(
     limit=(Limit, None),
     results=(Results, Path('results')),
     templates=(Templates, None),
-    model=(Model, 'ViT-B-32'),
-    pretrained=(Pretrained, 'openai'),
+    model=(Model, MODEL),
+    pretrained=(Pretrained, PRETRAINED),
     features=(Features, None),
     keep_features=(KeepFeatures, None),
     name=(Name, None),
@@ -174,18 +175,14 @@ TABLE = dict(
 )
 
 
-def declared(
+def declaration(
     options: dict,  # name -> what it is, and what counts if nobody gives it
-) -> Callable:  # decorator
-    "Replace `**options` of a command by those of a list"
+) -> Callable:  # for options_of
+    "A list as options_of takes it"
+
+    def listed(): ...
+
     kind = inspect.Parameter.KEYWORD_ONLY
-    listed = [inspect.Parameter(k, kind, default=usual, annotation=o) for k, (o, usual) in options.items()]
-
-    def decorate(function):
-        own = inspect.signature(function).parameters.values()
-        placed = [p.replace(kind=kind) for p in own if p.kind is not p.VAR_KEYWORD]
-        function.__signature__ = inspect.Signature([*listed, *placed])
-        function.__annotations__ = {k: o for k, (o, _) in options.items()}
-        return function
-
-    return decorate
+    placed = [inspect.Parameter(k, kind, default=usual, annotation=o) for k, (o, usual) in options.items()]
+    listed.__signature__ = inspect.Signature(placed)
+    return listed

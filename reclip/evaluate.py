@@ -16,7 +16,7 @@ import torch
 from . import selftrain
 from .cases import STAGES
 from .clip import Clip
-from .images import ImageFiles
+from .image_files import ImageFiles
 from .meters import measured, stopwatch
 from .pseudolabel import label_features
 from .scores import gain, outcome, scores

@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 from .clip import unit_rows
-from .settings import DEFAULTS, SEARCHES, Settings, using  # noqa: F401 (SEARCHES: where it used to be)
+from .settings import DEFAULTS, Settings, using
 
 # %% ../nbs/04_graph.ipynb #graph-nearest-neighbors
 def nearest_neighbors(

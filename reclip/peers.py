@@ -61,7 +61,6 @@ def transclip(
     seed: int = 0,  # has no influence
     *,
     n_neighbors: int = 3,  # images that an image hears
-    text_weight: float = 1.0,  # lambda: how much the zero-shot prediction holds
     n_confident: int = 8,  # images that a class starts from
     n_outer: int = 10,  # rounds of assignments, means and covariance
     n_inner: int = 5,  # rounds of assignments in each
@@ -74,7 +73,7 @@ def transclip(
     mean = torch.stack([x[rows].mean(0) for rows in z.topk(min(n_confident, len(x)), dim=0).indices.T])
     variance = torch.full_like(x[:1], 1 / x.shape[1])
     for _ in range(n_outer):
-        z = _assign(z, text_weight * log_prior + _log_density(x, mean, variance), near, n_inner)
+        z = _assign(z, log_prior + _log_density(x, mean, variance), near, n_inner)
         n = z.sum(0)[:, None]
         mean = torch.where(n > _FLOOR, z.T @ x / n.clamp(min=_FLOOR), mean)
         scatter = x.square().sum(0) - 2 * (mean * (z.T @ x)).sum(0) + (n * mean.square()).sum(0)
@@ -88,9 +87,8 @@ def stata(
     logit_scale: float = DEFAULTS.logit_scale,  # already exponentiated
     seed: int = 0,  # has no influence
     *,
-    alpha: float = 1.0,  # images that an anchor counts for
+    anchor_weight: float = 1.0,  # alpha: images that an anchor counts for
     n_neighbors: int = 3,  # images that an image hears
-    text_weight: float = 1.0,  # lambda: how much the zero-shot prediction holds
     n_outer: int = 10,  # rounds of assignments, means and covariances
     n_inner: int = 5,  # rounds of assignments in each
 ) -> torch.Tensor:  # probabilities (N, M) float32
@@ -103,9 +101,9 @@ def stata(
     spread = (scatter / len(x)).clamp(min=_FLOOR)[None]
     mean, variance = anchor, spread
     for _ in range(n_outer):
-        z = _assign(z, text_weight * log_prior + _log_density(x, mean, variance), near, n_inner)
+        z = _assign(z, log_prior + _log_density(x, mean, variance), near, n_inner)
         n = z.sum(0)[:, None].clamp(min=torch.finfo(z.dtype).tiny)
-        beta, own = n / (n + alpha), z.T @ x / n
+        beta, own = n / (n + anchor_weight), z.T @ x / n
         mean = beta * own + (1 - beta) * anchor
         around = (z.T @ x.square() / n - 2 * mean * own + mean.square()).clamp(min=0)
         variance = (beta * around + (1 - beta) * (spread + (anchor - mean).square())).clamp(min=_FLOOR)
@@ -135,12 +133,12 @@ def zlap(
     n_neighbors: int = 5,  # k: images, and texts, that an image is linked to
     gamma: float = 5.0,  # power of cosines between images
     text_gamma: float = 5.0,  # power of cosines between an image and a text
-    alpha: float = 0.3,  # how much neighbours pass on, between 0 and 1
+    passed_on: float = 0.3,  # alpha: how much neighbours pass on, between 0 and 1
 ) -> torch.Tensor:  # probabilities (N, M) float32
-    "ZLaP, transductive (arXiv 2404.04072); `ValueError` if features, logit_scale or alpha are none"
+    "ZLaP, transductive (arXiv 2404.04072); `ValueError` if features, logit_scale or passed_on are none"
     x, t, log_prior = _start(image_features, text_features, logit_scale)
     S = _two_kinds(x, t, n_neighbors, gamma, text_gamma)
-    scores = propagate(S, len(t), alpha=alpha, tol=1e-8).clamp(min=0).to(x.device)
+    scores = propagate(S, len(t), alpha=passed_on, tol=1e-8).clamp(min=0).to(x.device)
     total = scores.sum(1, keepdim=True)
     reached = total > torch.finfo(total.dtype).tiny
     return torch.where(reached, scores / total.where(reached, 1), log_prior.exp())

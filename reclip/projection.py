@@ -10,7 +10,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 from .clip import unit_rows
-from .settings import DEFAULTS, PROJECTIONS, using  # noqa: F401 (PROJECTIONS: where it used to be)
+from .settings import DEFAULTS, using
 
 # %% ../nbs/03_projection.ipynb #projection-projection-basis
 def projection_basis(

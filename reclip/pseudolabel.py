@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 import torch
-from .blocks import Summary, conclude, propagate_blocks, summarize, tally  # noqa: F401 (summarize: it was here)
+from .blocks import Summary, conclude, propagate_blocks, tally
 from .graph import neighbor_graph, whole
 from .projection import project, projection_basis
 from .settings import DEFAULTS, Settings, using

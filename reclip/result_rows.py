@@ -92,7 +92,8 @@ def _other(found, wanted):
     for k, v in wanted.items():
         old = found.get(k)
         if k == 'versions':
-            k, v, old = 'version of reclip', v['reclip'], old.get('reclip') if isinstance(old, dict) else old
+            old = old.get('reclip') if isinstance(old, dict) else old
+            k, v = 'version of reclip', v['reclip']
         elif isinstance(v, dict) and isinstance(old, dict):
             for name in (*v, *old):
                 if old.get(name) != v.get(name):

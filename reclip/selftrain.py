@@ -16,11 +16,11 @@ from .clip import Clip
 from .pictures import ImageDataset
 from .graph import whole
 from .snapshots import KeptImages, TrainingState, put_training_state, training_state
-from .norms import NORMS, borrowed, norm_parameters, norm_state, set_norm_state, tuned
+from .norms import borrowed, norm_parameters, norm_state, tuned
 from .projection import projection_basis
 from .pseudolabel import Summary, propagate_labels
-from .prompts import Prompts, class_texts, class_tokens, on_device, texts_with_gradients
-from .settings import DEFAULTS, RECIPES, Settings, using
+from .prompts import class_texts, class_tokens, on_device
+from .settings import DEFAULTS, Settings, using
 from .steps import Lesson, OneProcess, too_far, train_epoch
 from .students import agreement, class_centroids, history_row, student_labels, student_logits
 from .zeroshot import check_templates
@@ -177,8 +177,8 @@ class Training(OneProcess):
     def state(self) -> TrainingState:
         "A snapshot after an epoch"
         found = dict(centroids=self.centroids, before=self.before, first=self.first)
-        model, optimizer, generator = self.clip.model, self.optimizer, self.generator
-        return training_state(model, optimizer, generator, found, self.history, self.trained)
+        learned = self.history, self.trained
+        return training_state(self.clip.model, self.optimizer, self.generator, found, *learned)
 
     def result(
         self,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .files import whole_file
-from .found_rows import SCORES, read_rows
+from .found_rows import SCORES
 from .tables import check_table_path, write_table
 
 # %% ../nbs/14f_table.ipynb #table-summary

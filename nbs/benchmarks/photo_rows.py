@@ -2,6 +2,7 @@
 
 python nbs/benchmarks/photo_rows.py --models ../shared/models/photos --root ../shared/data --set pacs/photo --results R
 """
+
 import argparse
 import importlib.util
 from pathlib import Path

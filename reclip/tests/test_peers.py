@@ -128,13 +128,13 @@ def test_kmeans_gives_each_cluster_one_class():
 
 def test_anchor_of_no_weight_lets_go_and_one_of_much_weight_holds():
     x, t = features(40, 4, 16)
-    held = stata(x, t, SCALE, alpha=1e9, n_neighbors=0)
+    held = stata(x, t, SCALE, anchor_weight=1e9, n_neighbors=0)
     x64, t64 = x.double(), t.double()
     y = torch.softmax(SCALE * x64 @ t64.T, 1)
     spread = torch.einsum('ik,ikd->d', y, (x64[:, None] - t64) ** 2) / len(x)
     log_p = -0.5 * ((x64[:, None] - t64) ** 2 / spread).sum(2)
     assert torch.allclose(held.double(), torch.softmax(y.log() + log_p, 1), atol=1e-4)
-    assert not torch.allclose(stata(x, t, SCALE, alpha=0.0, n_neighbors=0), held, atol=1e-2)
+    assert not torch.allclose(stata(x, t, SCALE, anchor_weight=0.0, n_neighbors=0), held, atol=1e-2)
 
 
 def equal(n, m, d):

@@ -1,4 +1,5 @@
 "Data sets by name: each layout is written as its library expects it, and classes are found by name"
+
 import csv
 import io
 import json
@@ -221,8 +222,27 @@ def pcam(root, _):
     return {'lymph node containing metastatic tumor tissue': 20, 'lymph node': 90}
 
 
-LAYOUTS = [eurosat, dtd, fgvc_aircraft, gtsrb, sun397, food101, country211, rendered_sst2, stanford_cars, oxford_pets,
-           caltech101, mnist, flowers102, stl10, cifar10, cifar100, imagenet, fer2013, pcam]
+LAYOUTS = [
+    eurosat,
+    dtd,
+    fgvc_aircraft,
+    gtsrb,
+    sun397,
+    food101,
+    country211,
+    rendered_sst2,
+    stanford_cars,
+    oxford_pets,
+    caltech101,
+    mnist,
+    flowers102,
+    stl10,
+    cifar10,
+    cifar100,
+    imagenet,
+    fer2013,
+    pcam,
+]
 
 
 @pytest.mark.parametrize('layout', LAYOUTS, ids=lambda o: o.__name__)
@@ -288,8 +308,22 @@ def test_registry():
     assert (table.group == 'paper').sum() == 22 and table.set.is_unique
     families = {o.family for o in SETS.values() if o.group == 'domains'}
     assert families == {'office31', 'officehome', 'pacs', 'visda', 'domainnet'}
-    sizes = dict(aid=30, birdsnap=500, caltech101=102, cifar100=100, country211=211, dtd=47, fgvc_aircraft=100,
-                 food101=101, gtsrb=43, imagenet=1000, oxford_pets=37, resisc45=45, stanford_cars=196, sun397=397)
+    sizes = dict(
+        aid=30,
+        birdsnap=500,
+        caltech101=102,
+        cifar100=100,
+        country211=211,
+        dtd=47,
+        fgvc_aircraft=100,
+        food101=101,
+        gtsrb=43,
+        imagenet=1000,
+        oxford_pets=37,
+        resisc45=45,
+        stanford_cars=196,
+        sun397=397,
+    )
     for name, n in sizes.items():
         assert len(SETS[name].class_names) == n
     for o in SETS.values():
@@ -301,9 +335,14 @@ def test_registry():
 
 
 def test_names_in_any_spelling():
-    for given, name in {'CIFAR-10': 'cifar10', 'Oxford Pets': 'oxford_pets', 'PACS/Art': 'pacs/art_painting',
-                        'office-home/Real World': 'officehome/real_world', 'wds/mnist': 'mnist',
-                        'wds/vtab/pets': 'oxford_pets'}.items():
+    for given, name in {
+        'CIFAR-10': 'cifar10',
+        'Oxford Pets': 'oxford_pets',
+        'PACS/Art': 'pacs/art_painting',
+        'office-home/Real World': 'officehome/real_world',
+        'wds/mnist': 'mnist',
+        'wds/vtab/pets': 'oxford_pets',
+    }.items():
         assert find_set(given).name == name
     with pytest.raises(ValueError, match='cifar10'):
         find_set('cifar')
@@ -467,8 +506,10 @@ def shards(folder, samples, names=None, n=None):
 
 
 def test_shards(tmp_path):
-    samples = [[(b'0', picture(20), 'jpg'), (b'1\n', picture(90, format='PNG'), 'png')],
-               [(b'2', picture(160, format='WEBP'), 'webp')]]
+    samples = [
+        [(b'0', picture(20), 'jpg'), (b'1\n', picture(90, format='PNG'), 'png')],
+        [(b'2', picture(160, format='WEBP'), 'webp')],
+    ]
     names = ['truck', 'dog', 'airplane']  # another order, and not all of them
     shards(tmp_path / 'wds/cifar10', samples, names)
     put(tmp_path / 'wds/cifar10/zeroshot_classification_templates.txt', 'a {c}.\n')
@@ -529,8 +570,10 @@ def test_saved_data_set(tmp_path):
     library.DatasetDict(train=data).save_to_disk(tmp_path / 'c/cifar10')
     with pytest.raises(ValueError, match='no split test, only train'):
         open_set('cifar10', tmp_path / 'c')
-    words = library.Dataset.from_dict(dict(image=rows['img'], label=['truck', 'dog']),
-                                      features=library.Features(image=library.Image(), label=library.Value('string')))
+    words = library.Dataset.from_dict(
+        dict(image=rows['img'], label=['truck', 'dog']),
+        features=library.Features(image=library.Image(), label=library.Value('string')),
+    )
     words.save_to_disk(tmp_path / 'd/cifar10')
     assert seen(open_set('cifar10', tmp_path / 'd')) == {'truck': 20, 'dog': 90}
 
@@ -566,10 +609,22 @@ def test_saved_data_set_without_the_library(tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------------------------------------- real pictures
 @pytest.mark.skipif(not (SHARED / 'aid.tar').is_file(), reason=f'no pictures in {SHARED}')
-@pytest.mark.parametrize('name, n, classes, most', [
-    ('aid', 840, 30, 28), ('caltech101', 2244, 102, 22), ('cifar10', 10000, 10, 1000), ('fer2013', 3589, 7, 879),
-    ('gtsrb', 2580, 43, 60), ('imagenet', 1000, 1000, 1), ('mnist', 10000, 10, 1135), ('pacs/photo', 252, 7, 36),
-    ('pacs/cartoon', 252, 7, 36), ('rendered_sst2', 1821, 2, 912), ('tiny_imagenet', 10000, 200, 50)])
+@pytest.mark.parametrize(
+    'name, n, classes, most',
+    [
+        ('aid', 840, 30, 28),
+        ('caltech101', 2244, 102, 22),
+        ('cifar10', 10000, 10, 1000),
+        ('fer2013', 3589, 7, 879),
+        ('gtsrb', 2580, 43, 60),
+        ('imagenet', 1000, 1000, 1),
+        ('mnist', 10000, 10, 1135),
+        ('pacs/photo', 252, 7, 36),
+        ('pacs/cartoon', 252, 7, 36),
+        ('rendered_sst2', 1821, 2, 912),
+        ('tiny_imagenet', 10000, 200, 50),
+    ],
+)
 def test_sets_of_the_workshop(name, n, classes, most):
     with noting() as notes:
         found = open_set(name, SHARED)
