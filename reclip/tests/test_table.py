@@ -159,7 +159,8 @@ def test_zero_shot_is_a_stage_of_others_where_nobody_ran_it(tmp_path):
     rows = read_rows(save(tmp_path, row('a', 'x', before=0.3), row('b', 'x', before=0.5)))
     assert summarize_rows(rows)['m', 'full'].mean.zeroshot.tolist() == pytest.approx([30, 50, 40])
     own = read_rows(save(tmp_path, row('a', 'x', before=0.3), row('a', 'zeroshot', before=0.3, after=0.3)))
-    assert summarize_rows(own)['m', 'full'].mean.zeroshot.tolist() == pytest.approx([30, 30])
+    found = summarize_rows(own)['m', 'full']
+    assert found.mean.zeroshot.tolist() == pytest.approx([30, 30]) and 'seeds a cell: 1.' in found.note
 
 
 def test_no_set_that_all_have_leaves_the_mean_empty(tmp_path):
@@ -288,6 +289,7 @@ def test_command_prints_or_writes(tmp_path):
     assert done.exit_code == 0 and done.output.count('is written') == 3 and '74.94' not in done.output
     assert pd.read_csv(tmp_path / 't.csv').model.unique().tolist() == ['n']
     assert (tmp_path / 'g.png').read_bytes().startswith(b'\x89PNG')
+    assert 'the authors' not in (tmp_path / 't.md').read_text()
     assert table(rows, '--model', 'n', *names, '--quiet').output == ''
 
 
