@@ -344,7 +344,7 @@ def test_bad_estimator_settings(clip, digits):
     for settings, says in [
         (dict(class_names=None), 'class_names'),
         (dict(recipe='mine'), 'paper, official'),
-        (dict(epochs=-1), 'from 0 up'),
+        (dict(epochs=-1), 'from 0 to 10,000'),
         (dict(templates=['digit']), 'exactly one {}'),
         (dict(alpha=2), 'between 0 and 1'),
         (dict(batch_size=0), 'batch_size'),
