@@ -86,6 +86,8 @@ def _mendable(error):
 
 
 def _go_on(name):
+    if name == 'eval':
+        return ' Repeat the command to go on.'
     return ' Repeat the command with --resume to go on.' if name in ('adapt', 'zeroshot') else ''
 
 
