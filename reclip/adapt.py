@@ -17,16 +17,16 @@ from torch import nn
 from .answers import after_training, combined, without_training
 from .clip import Clip, load_clip
 from .devices import is_first, split
-from .estimator import Estimator
+from .estimator import Estimator, describe_settings
 from .features import like
 from .given import given_rows, look_alike, rows_as_wide
 from .norms import borrowed, fingerprint, norm_state
 from .notes import note, noting
 from .projection import projection_basis
-from .pseudolabel import propagate_labels
+from .labeller import label_images
 from .saved import check_saved, choose_model, parts, restore, write_folder
 from .selftrain import adapt
-from .settings import MODEL, PRETRAINED, Settings, describe_settings, using
+from .settings import MODEL, PRETRAINED, Settings, using
 from .shared import training_class
 from .snapshots import TrainingState
 from .zeroshot import text_classifier
@@ -100,7 +100,7 @@ class ReCLIP(Settings, Estimator):
         going_on = dict(frozen_features=frozen_features, state=state, keep=keep, scorer=scorer)
         how = dict(training=training_class()) | words | going_on
         found = adapt(self.loaded(), X, self.names(), self.templates, settings, **how)
-        return self.remember(after_training(found, found.logit_scale))
+        return self.remember(after_training(found, self.voices()))
 
     def fit_features(
         self,
@@ -114,16 +114,18 @@ class ReCLIP(Settings, Estimator):
         clip, text = self.loaded(), self._distinct_texts()
         x = rows_as_wide(image_features, text)
         found = self._propagate(x, text, clip.device) if propagate else None
-        kept = without_training(x, text, self.scale(clip.logit_scale), found)
+        kept = without_training(x, text, self.scale(clip.logit_scale), found, self.voices())
         for tower in ('text', 'image'):
             kept[f'{tower}_state'] = {k: v.cpu() for k, v in norm_state(clip.model, tower).items()}
         return self.remember(kept)
 
     def _propagate(self, x, text, device):
         "Stages 1 and 2 where the model is"
-        basis = projection_basis(text, self.projection, self.dimensions(len(text)))
-        settings = using(self, verbose=self.verbose and is_first())
-        return propagate_labels(x.to(device), text.to(device), basis, settings, split)
+        settings, basis = using(self, verbose=self.verbose and is_first()), None
+        if self.labels_by() == 'propagation':
+            basis = projection_basis(text, self.projection, self.dimensions(len(text)))
+        how = dict(logit_scale=self.loaded().logit_scale, basis=basis, split=split)
+        return label_images(x.to(device), text.to(device), settings, **how)
 
     def transform(
         self,
@@ -154,7 +156,7 @@ class ReCLIP(Settings, Estimator):
         "Probabilities from features that are known already; `ValueError` if their width is not the model's"
         check_is_fitted(self, msg=_NOT_FITTED)
         own = self.text_features_, self.centroids_
-        return combined(frozen_features, adapted_features, *own, self.logit_scale_)
+        return combined(frozen_features, adapted_features, *own, self.logit_scale_, self.voices())
 
     def predict(
         self,

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 import pandas as pd
 import torch
+from .answers import certainty
 from .adapt import ReCLIP
 from .devices import is_first, node_first, on_first, together
 from .features import is_features, read_features
 from .found import encode_files
 from .images import Skipped, find_images
 from .notes import noting
-from .pseudolabel import scores_to_confidence
 from .run_folder import predictions, read_run
 from .settings import MAX_UNREADABLE, check_settings
 
@@ -39,7 +39,7 @@ def label_rows(
         class_names=clip.class_names,
         labels_=best.indices,
         probability_=best.values,
-        confidence_=scores_to_confidence(p),
+        confidence_=certainty(p, clip.voices()),
         zero_shot_labels_=nearest(frozen, clip.zero_shot_texts()),
         t_labels_=nearest(frozen, clip.text_features_),
         v_labels_=nearest(adapted, clip.centroids_),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'RECIPES', 'LABELLERS', 'PRECISIONS', 'SEARCHES', 'MODEL', 'PRETRAINED', 'CLIP_SCALE', 'MAX_UNREADABLE',
-           'DEFAULTS', 'Settings', 'check_settings', 'using', 'fixed_settings', 'describe_settings']
+           'DEFAULTS', 'Settings', 'check_settings', 'using', 'fixed_settings']
 
 # %% ../nbs/00a_settings.ipynb #settings-export-imports
 from dataclasses import dataclass, field, fields
@@ -32,7 +32,7 @@ def _setting(
     return field(default=default, metadata=dict(kind=kind, group=group, help=help, fixed=True, option=True) | more)
 
 # %% ../nbs/00a_settings.ipynb #settings-class
-_RATES = '1e-4, or 1e-3 with `--recipe paper` and `official`'
+_RATES = '3e-4, or 1e-3 with `--recipe paper` and `official`'
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -97,7 +97,7 @@ class Settings:
         'Details',
         'What cosines are multiplied with to be logits.',
         low=1e-6,
-        usual="the model's own, or 100 with `--recipe paper` and `official`",
+        usual="100; for probabilities the model's own, but with `--recipe paper` and `official`",
     )
     recipe: str = _setting(
         'auto',
@@ -169,14 +169,18 @@ class Settings:
         "`labeller`, or what the recipe says"
         return self.labeller or ('mixture' if self.recipe == 'auto' else 'propagation')
 
+    def voices(self) -> slice:  # of `(T, V)`, whose mean logits decide
+        "V alone, which follows its labels; with the paper and the released code both"
+        return slice(1, 2) if self.recipe == 'auto' else slice(0, 2)
+
     def rates(self) -> dict[str, float]:  # by tower
         "`lr_text` and `lr_image`, or what the recipe says"
-        usual = 1e-4 if self.recipe == 'auto' else 1e-3
+        usual = 3e-4 if self.recipe == 'auto' else 1e-3
         return {k: usual if v is None else v for k, v in dict(text=self.lr_text, image=self.lr_image).items()}
 
     def scale(
         self,
-        own: float,  # of the model
+        own: float = CLIP_SCALE,  # of the model, for its probabilities; in training all are taught alike
     ) -> float:  # what cosines are multiplied with
         "`logit_scale`, or what the recipe says"
         return self.logit_scale or (own if self.recipe == 'auto' else CLIP_SCALE)
@@ -239,14 +243,3 @@ def fixed_settings(
 ) -> dict:  # name -> value
     "Those that must be the same when an unfinished run goes on"
     return {f.name: getattr(settings, f.name) for f in fields(Settings) if f.metadata['fixed']}
-
-# %% ../nbs/00a_settings.ipynb #settings-describe
-def describe_settings() -> str:
-    "The fields as the Parameters section of a docstring in numpy's style"
-    lines = []
-    for f in fields(Settings):
-        kind = f.type.__name__ if isinstance(f.type, type) else str(f.type)
-        usual = f". Default: {f.metadata['usual']}" if 'usual' in f.metadata else ''
-        choices = f" One of {', '.join(map(repr, f.metadata['choices']))}." if 'choices' in f.metadata else ''
-        lines += [f'{f.name} : {kind}, default {f.default!r}', f"    {f.metadata['help'].rstrip('.')}{usual}.{choices}"]
-    return '\n'.join(lines)
