@@ -118,9 +118,8 @@ def known_files(
     where = source if isinstance(source, str) else f'a list of {len(source):,} paths'
     digests = read_digests(folder)
     if digests is not None and len(digests) != len(names):
-        raise ValueError(
-            f"{Path(folder) / 'digests.safetensors'} is damaged: it is of {len(digests):,} images, not of {len(names):,}"
-        )
+        path = Path(folder) / 'digests.safetensors'
+        raise ValueError(f'{path} is damaged: it is of {len(digests):,} images, not of {len(names):,}')
     if digests is None:
         return None, f'{folder} keeps no digests of its pictures, so that those in {where} may be anybody\'s'
     if isinstance(source, str) and source.startswith(('\\\\', '//')):
