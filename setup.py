@@ -29,7 +29,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
     package_data={cfg['lib_path']: _reqs('package_data')},
     install_requires=_reqs('requirements'),
-    extras_require={'dev': _reqs('dev_requirements'), 'fonts': _reqs('font_requirements'), 'hf': _reqs('hf_requirements'), 'devices': _reqs('devices_requirements'), 'faiss': _reqs('faiss_requirements'), 'notebook': _reqs('notebook_requirements')},
+    extras_require={'dev': _reqs('dev_requirements'), 'fonts': _reqs('font_requirements'), 'hf': _reqs('hf_requirements'), 'devices': _reqs('devices_requirements'), 'faiss': _reqs('faiss_requirements'), 'datasets': _reqs('datasets_requirements'), 'notebook': _reqs('notebook_requirements')},
     python_requires='>=' + cfg['min_python'],
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',

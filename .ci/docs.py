@@ -3,6 +3,7 @@
 nbdev processes the notebooks just as `nbdev_docs` does, and smalldocs, which reads the same `_quarto.yml`, renders
 them into `_docs`. No cell runs except imports, exported cells and `show_doc`; all results are the stored outputs.
 """
+
 import json, re, shutil, sys
 from pathlib import Path
 from fastcore.script import call_parse
@@ -11,50 +12,70 @@ from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from smalldocs.site import build
 
-def _html_name(name): return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)  # as nbdev's `output-file`, which smalldocs ignores
+
+def _html_name(name):
+    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)  # as nbdev's `output-file`, which smalldocs ignores
+
 
 def site(cfg):
     "Build `_docs`, and return the warnings"
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
-    shutil.rmtree(cfg.config_path/'_proc', ignore_errors=True)
+    shutil.rmtree(cfg.config_path / '_proc', ignore_errors=True)
     res = build(proc_nbs(n_workers=0), quiet=True)
-    pages = {p.name:_html_name(p.name) for p in res.out.rglob('*.html')}
-    old = {k:v for k,v in pages.items() if k!=v}
+    pages = {p.name: _html_name(p.name) for p in res.out.rglob('*.html')}
+    old = {k: v for k, v in pages.items() if k != v}
     pat = re.compile(r'(?<![\w])(' + '|'.join(map(re.escape, old)) + ')') if old else None
     for p in list(res.out.rglob('*')):
-        if pat and p.suffix in ('.html', '.json', '.xml'): p.write_text(pat.sub(lambda m: old[m[1]], p.read_text('utf-8')), 'utf-8')
-        if p.name in old: p.rename(p.with_name(old[p.name]))
+        if pat and p.suffix in ('.html', '.json', '.xml'):
+            p.write_text(pat.sub(lambda m: old[m[1]], p.read_text('utf-8')), 'utf-8')
+        if p.name in old:
+            p.rename(p.with_name(old[p.name]))
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(res.out, cfg.doc_path)
     return [w for w in res.warnings if 'output-file is not read' not in w]
 
+
 def readme(cfg):
     "The text of README.md, from the index notebook"
     base = cfg.doc_host.rstrip('/') + cfg.doc_baseurl.rstrip('/') + '/'
-    def _link(m): return f'](<{base}{m[1]}{_html_name(m[2])}.html{m[3] or ""}>)'.replace('<','').replace('>','')
+
+    def _link(m):
+        return f'](<{base}{m[1]}{_html_name(m[2])}.html{m[3] or ""}>)'.replace('<', '').replace('>', '')
+
     out = []
-    for c in json.loads((cfg.nbs_path/'index.ipynb').read_text('utf-8'))['cells']:
+    for c in json.loads((cfg.nbs_path / 'index.ipynb').read_text('utf-8'))['cells']:
         src = ''.join(c['source'])
-        if re.search(r'^#\|\s*(hide|export|include: false)', src, re.M): continue
-        if c['cell_type']=='markdown': out.append(re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, src).replace('](images/', '](nbs/images/'))
-        elif c['cell_type']=='code':
+        if re.search(r'^#\|\s*(hide|export|include: false)', src, re.M):
+            continue
+        if c['cell_type'] == 'markdown':
+            out.append(
+                re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, src).replace(
+                    '](images/', '](nbs/images/'
+                )
+            )
+        elif c['cell_type'] == 'code':
             out.append('```python\n' + re.sub(r'^#\|.*\n', '', src, flags=re.M) + '\n```')
             for o in c['outputs']:
                 txt = ''.join(o.get('text') or o.get('data', {}).get('text/plain') or '')
-                if txt: out.append('```\n' + txt.rstrip() + '\n```')
+                if txt:
+                    out.append('```\n' + txt.rstrip() + '\n```')
     return '<!-- Made from nbs/index.ipynb: edit there -->\n\n' + '\n\n'.join(out) + '\n'
+
 
 @call_parse
 def main(
-    check:bool=False, # Fail on a warning, and when README.md is not up to date
+    check: bool = False,  # Fail on a warning, and when README.md is not up to date
 ):
     "Build `_docs` and README.md"
     cfg = get_config()
-    warns,txt,f = site(cfg),readme(cfg),cfg.config_path/'README.md'
-    stale = not f.exists() or f.read_text('utf-8')!=txt
-    if stale and not check: f.write_text(txt, 'utf-8')
-    if stale and check: warns.append('README.md is not up to date with nbs/index.ipynb: run `python .ci/docs.py`')
+    warns, txt, f = site(cfg), readme(cfg), cfg.config_path / 'README.md'
+    stale = not f.exists() or f.read_text('utf-8') != txt
+    if stale and not check:
+        f.write_text(txt, 'utf-8')
+    if stale and check:
+        warns.append('README.md is not up to date with nbs/index.ipynb: run `python .ci/docs.py`')
     print(*warns, sep='\n', file=sys.stderr)
     print(f'{len(list(cfg.doc_path.rglob("*.html")))} pages in {cfg.doc_path}')
-    if check and warns: sys.exit(1)
+    if check and warns:
+        sys.exit(1)

@@ -11,44 +11,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import indent
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from .clip import Clip, load_clip, unit_rows
+from .answers import after_training, combined, without_training
+from .clip import Clip, load_clip
 from .devices import is_first, split
-from .features import holds_features, like
+from .estimator import Estimator
+from .features import like
+from .given import given_rows, look_alike, rows_as_wide
 from .norms import borrowed, fingerprint, norm_state
 from .notes import note, noting
 from .projection import projection_basis
-from .pseudolabel import propagate_labels, scores_to_confidence
+from .pseudolabel import propagate_labels
 from .saved import check_saved, choose_model, parts, restore, write_folder
 from .selftrain import adapt
-from .settings import Settings, describe_settings, using
+from .settings import MODEL, PRETRAINED, Settings, describe_settings, using
 from .shared import training_class
 from .snapshots import TrainingState
-from .students import class_centroids, student_labels, student_logits
-from .zeroshot import accuracy, positions, same_text, text_classifier
+from .zeroshot import text_classifier
 
 # %% ../nbs/07_reclip.ipynb #reclip-reclip
-_KEPT = ('pseudo_labels', 'first_pseudo_labels', 'zero_shot_labels', 'text_features', 'centroids', 'image_features')
 _NOT_FITTED = 'this %(name)s has learned nothing yet: call fit(images), or ReCLIP.load(folder)'
 
 
-def _students(*features, logit_scale, rows=16_384):
-    "Probability of the best class, its label, confidence, and the labels of T and of V, all (N,) on the CPU"
-    frozen, text, image, centroids = features
-    found = []
-    for x, v in zip(frozen.split(rows), image.split(rows)):
-        logits = student_logits(x, text, v, centroids, logit_scale)
-        p = logits.mean(0).softmax(1)
-        found.append([o.cpu() for o in (*p.max(1), scores_to_confidence(p), *logits.argmax(2))])
-    return [torch.cat(o) for o in zip(*found)]
-
-
 @dataclass(eq=False, repr=False)
-class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class ReCLIP(Settings, Estimator):
     __doc__ = f"""Adapt CLIP to unlabelled images (Hu et al., WACV 2024)
 
     The constructor only stores; `fit` learns, `predict` labels.
@@ -70,8 +58,8 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 {indent(describe_settings(), '    ')}
     """
 
-    model: str | nn.Module = 'ViT-B-32'
-    pretrained: str | None = 'openai'
+    model: str | nn.Module = MODEL
+    pretrained: str | None = PRETRAINED
     class_names: Sequence | None = None
     templates: Sequence[str] = ('a photo of a {}.',)
     preprocess: Callable | None = field(default=None, kw_only=True)
@@ -97,13 +85,12 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         y=None,  # ignored, for scikit-learn's sake: no label is ever learned from; `scorer` is the door for scores
         *,
         scorer: Callable | None = None,  # predicted labels (N,) -> number; written into `history_` and read by nobody
-        frozen_features: torch.Tensor
-        | None = None,  # (N, D) unit rows of these images by this model, if they are known
+        frozen_features: torch.Tensor | None = None,  # (N, D) unit rows of these images by this model, if known
         state: TrainingState | None = None,  # go on from here, see adapt
         keep: Callable | None = None,  # receives a TrainingState after each epoch
     ) -> 'ReCLIP':  # itself
         "Adapt to the images; features are labelled without training"
-        rows = self._rows(X, fit=True)
+        rows = given_rows(self, X, fit=True)
         if rows is not None:
             if self.epochs:
                 note(f'epochs={self.epochs} is not used: features have no images to train on')
@@ -112,20 +99,8 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         words = dict(descriptions=self.descriptions, text_features=self._distinct_texts())
         going_on = dict(frozen_features=frozen_features, state=state, keep=keep, scorer=scorer)
         how = dict(training=training_class()) | words | going_on
-        return self._remember(adapt(self.loaded(), X, self.names(), self.templates, settings, **how))
-
-    def _remember(self, found):
-        "Keep what training has found"
-        features = found.frozen_features, found.text_features, found.image_features, found.centroids
-        p, self.labels_, confidence, self.t_labels_, self.v_labels_ = _students(*features, logit_scale=self.logit_scale)
-        self.probability_ = p
-        self.confidence_ = confidence
-        for name in _KEPT:
-            setattr(self, f'{name}_', getattr(found, name).cpu())
-        for name in ('text_state', 'image_state'):
-            setattr(self, f'{name}_', {k: v.cpu() for k, v in getattr(found, name).items()})
-        self.history_ = found.history
-        return self
+        found = adapt(self.loaded(), X, self.names(), self.templates, settings, **how)
+        return self.remember(after_training(found, self.logit_scale))
 
     def fit_features(
         self,
@@ -137,33 +112,12 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         `labels_` come from label propagation, V's centroids from them. `ValueError` if the width is not the model's.
         """
         clip, text = self.loaded(), self._distinct_texts()
-        x = unit_rows(image_features, 'image_features').float().cpu()
-        if x.shape[1] != text.shape[1]:
-            raise ValueError(
-                f"image_features are {x.shape[1]} wide, the texts of this model {text.shape[1]}; encode the images "
-                "with the same model"
-            )
-        probability, labels, confidence, zero_shot, _ = _students(x, text, x, text, logit_scale=self.logit_scale)
-        pseudo_labels, centroids = torch.full((len(x),), -1), text
-        if propagate:
-            found = self._propagate(x, text, clip.device)
-            pseudo_labels = found.pseudo_labels.cpu()
-            some = pseudo_labels >= 0  # zero-shot where nothing arrived
-            labels = torch.where(some, pseudo_labels, labels)
-            confidence = torch.where(some, found.confidence.cpu(), confidence)
-            probability = torch.where(some, found.probability.cpu(), probability)
-            centroids = class_centroids(x, pseudo_labels, text, text)
-        self.labels_, self.confidence_ = labels, confidence
-        self.probability_, self.image_features_ = probability, x
-        self.pseudo_labels_ = self.first_pseudo_labels_ = pseudo_labels
-        self.zero_shot_labels_ = self.t_labels_ = zero_shot
-        self.v_labels_ = student_labels(x, text, x, centroids)[2]
-        self.text_features_, self.centroids_ = text, centroids
+        x = rows_as_wide(image_features, text)
+        found = self._propagate(x, text, clip.device) if propagate else None
+        kept = without_training(x, text, self.logit_scale, found)
         for tower in ('text', 'image'):
-            setattr(self, f'{tower}_state_', {k: v.cpu() for k, v in norm_state(clip.model, tower).items()})
-        changed = (labels != zero_shot).float().mean().item()
-        self.history_ = [dict(epoch=0, confidence=confidence.mean().item(), changed=changed)]
-        return self
+            kept[f'{tower}_state'] = {k: v.cpu() for k, v in norm_state(clip.model, tower).items()}
+        return self.remember(kept)
 
     def _propagate(self, x, text, device):
         "Stages 1 and 2 where the model is"
@@ -171,21 +125,13 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         settings = using(self, verbose=self.verbose and is_first())
         return propagate_labels(x.to(device), text.to(device), basis, settings, split)
 
-    def fit_predict(
-        self,
-        X,  # see fit
-        y=None,  # ignored
-    ):  # labels (N,) int64
-        "Fit, and the labels of these very images; unlike `predict`, with what propagation found for them"
-        return like(X, self.fit(X).labels_)
-
     def transform(
         self,
         X,  # what `fit` takes; also images that were not in it
     ):  # image features (N, D) of V, unit rows, on the CPU: a tensor, or an array if X is an array or a table
         "Adapted image features"
         check_is_fitted(self, msg=_NOT_FITTED)
-        rows = self._rows(X)
+        rows = given_rows(self, X)
         return like(X, self._encode(X, self.image_state_).cpu() if rows is None else rows)
 
     @noting()
@@ -195,7 +141,7 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ):  # probabilities (N, M), rows sum to 1, on the CPU; not calibrated
         "Softmax of the mean logits of both students"
         check_is_fitted(self, msg=_NOT_FITTED)
-        rows = self._rows(X)
+        rows = given_rows(self, X)
         if rows is not None:
             return like(X, self.combine(rows, rows))
         return self.combine(self._encode(X), self._encode(X, self.image_state_))
@@ -207,14 +153,8 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ) -> torch.Tensor:  # probabilities (N, M), rows sum to 1, on the CPU
         "Probabilities from features that are known already; `ValueError` if their width is not the model's"
         check_is_fitted(self, msg=_NOT_FITTED)
-        x, v = (unit_rows(o, 'features').to(frozen_features.device) for o in (frozen_features, adapted_features))
-        if {x.shape[1], v.shape[1]} != {self.centroids_.shape[1]}:
-            raise ValueError(
-                f"features are {x.shape[1]} wide, this ReCLIP was fitted on {self.centroids_.shape[1]}; encode the "
-                "images with the same model"
-            )
-        logits = self.logit_scale * torch.stack([x @ self.text_features_.to(x).T, v @ self.centroids_.to(v).T])
-        return logits.mean(0).softmax(1).cpu()
+        own = self.text_features_, self.centroids_
+        return combined(frozen_features, adapted_features, *own, self.logit_scale)
 
     def predict(
         self,
@@ -222,14 +162,6 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     ):  # labels (N,) int64, positions in `class_names`
         "Labels of images"
         return self.predict_proba(X).argmax(1)
-
-    def score(
-        self,
-        X,  # see predict
-        y,  # (N,) true labels: positions in `class_names`, or names
-    ) -> float:  # share of right answers in [0, 1]
-        "Accuracy of `predict`, for those who have labels"
-        return accuracy(self.predict(X), positions(y, self.names()))
 
     def save(
         self,
@@ -245,9 +177,7 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def load(
         cls,
         folder: str | Path,  # from `save`
-        model: str
-        | nn.Module
-        | None = None,  # the one that was fitted, if it was in memory; or its name, see model_of_run
+        model: str | nn.Module | None = None,  # the one that was fitted, or its name, see model_of_run
         preprocess=None,  # of a model in memory
         tokenizer=None,  # of a model in memory
         device: str | None = None,  # for a model by name
@@ -297,12 +227,7 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def look_alike(self, text) -> str | None:
         "A sentence about two classes with the same text, or None"
-        if (pair := same_text(text)) is None:
-            return None
-        a, b = (o if isinstance(o, str) else o[0] for o in (self.names()[i] for i in pair))
-        why = '; the demo model knows only digits and letters' if self.model == 'demo' else ''
-        same = f'class_names: this model cannot tell {a!r} from {b!r}, it has the same text features for both'
-        return f'{same}{why}. Use other words or another model'
+        return look_alike(self.names(), text, self.model)
 
     def _distinct_texts(self):
         "Text features, and a warning if the model cannot tell two classes apart"
@@ -310,48 +235,11 @@ class ReCLIP(Settings, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             warnings.warn(same, stacklevel=3)
         return text
 
-    def _rows(self, X, fit=False):
-        "Unit rows if X holds features, else None; `ValueError` if they are of no use to this estimator"
-        if not holds_features(X):
-            return None
-        if not isinstance(X, torch.Tensor):
-            X = validate_data(self, X, reset=fit, dtype=[np.float32, np.float64])
-            X = X if X.flags.writeable else X.copy()
-        elif fit:
-            self.n_features_in_ = X.shape[1]
-        if not fit and self._moved():
-            raise ValueError(
-                'this ReCLIP moved its image tower, so features of the pretrained one are not enough: give the images'
-            )
-        return unit_rows(X, 'image_features').float().cpu()
-
-    def _moved(self):
-        "Whether training has changed the image tower"
-        was = norm_state(self.loaded().model, 'image')
-        return any(not torch.equal(v.cpu(), self.image_state_[k]) for k, v in was.items())
-
     def _encode(self, images, *states):
         "Image features with `states` in the model's norm layers"
         clip = self.loaded()
         with borrowed(clip.model, *states):
             return clip.images(images, using(self))
-
-    @property
-    def classes_(self) -> np.ndarray:  # (M,) int64: what `predict` may answer; their names are `class_names`
-        "Positions of the classes"
-        return np.arange(len(self.names()))
-
-    @property
-    def _n_features_out(self):
-        return self.centroids_.shape[1]
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ['float32']
-        return tags
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, 'centroids_')
 
     def __getstate__(self):
         "A model by name is not copied along"

@@ -18,12 +18,18 @@ from .files import regular_file
 
 # %% ../nbs/08c_archives.ipynb #archives-headers
 _BLOCK = tarfile.BLOCKSIZE
-_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
-               tarfile.GNUTYPE_LONGLINK)
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class _Header(tarfile.TarInfo):
     "A header whose size can be meant"
+
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         found = super().frombuf(buf, encoding, errors)
@@ -48,10 +54,10 @@ def _data_from(file, at):
     before, end = os.lseek(handle, 0, os.SEEK_CUR), os.fstat(handle).st_size
     try:
         return max(at, os.lseek(handle, at, os.SEEK_DATA) // _BLOCK * _BLOCK)
-    except OSError:                                                    # only a hole follows, or the disk cannot tell
+    except OSError:  # only a hole follows, or the disk cannot tell
         return at if end - at < 2**30 else None
     finally:
-        os.lseek(handle, before, os.SEEK_SET)                          # where the buffer of the file believes it is
+        os.lseek(handle, before, os.SEEK_SET)  # where the buffer of the file believes it is
 
 
 def _next_header(file, at, size, of_file=False, step=2**20):
@@ -61,8 +67,8 @@ def _next_header(file, at, size, of_file=False, step=2**20):
         file.seek(at)
         data = file.read(step)
         for o in re.finditer(b'ustar', data):
-            start = o.start() - 257                                    # where the magic word stands in a header
-            if start >= 0 and start % _BLOCK == 0 and _whole_header(data[start:start + _BLOCK], of_file):
+            start = o.start() - 257  # where the magic word stands in a header
+            if start >= 0 and start % _BLOCK == 0 and _whole_header(data[start : start + _BLOCK], of_file):
                 return at + start
         at += step
     return None
@@ -70,11 +76,12 @@ def _next_header(file, at, size, of_file=False, step=2**20):
 # %% ../nbs/08c_archives.ipynb #archives-walk
 class Member(NamedTuple):
     "A file in an archive"
-    name:str       # as it stands there
-    offset:int     # of its first byte
-    size:int       # in bytes, as far as the archive goes
-    kind:str       # `"file"`, `"link"`, or `"other"`: a pipe, a device, a file with holes
-    link:str       # where a link points
+
+    name: str  # as it stands there
+    offset: int  # of its first byte
+    size: int  # in bytes, as far as the archive goes
+    kind: str  # `"file"`, `"link"`, or `"other"`: a pipe, a device, a file with holes
+    link: str  # where a link points
 
 
 def _member(header, size):
@@ -103,14 +110,16 @@ def _walk_tar(file, size):
     "Headers; and, in words, what is damaged"
     archive = tarfile.TarFile(fileobj=BytesIO(bytes(_BLOCK)), tarinfo=_Header, errors='surrogateescape')
     archive.fileobj = file
-    at, floor, name = 0, 0, 'its start'               # a header should be at `at`; before `floor` none is looked for
+    at = 0  # a header should be at `at`; before `floor` none is looked for
+    floor = 0
+    name = 'its start'
     while at < size:
         wrong, where = '', f'at byte {at:,}, behind {name}'
         try:
             header = _read_header(archive, at)
-        except tarfile.EOFHeaderError:                # zeros: the end
+        except tarfile.EOFHeaderError:  # zeros: the end
             floor = max(floor, at + _BLOCK)
-        except Exception as e:                        # tarfile fails in many ways on what is no header
+        except Exception as e:  # tarfile fails in many ways on what is no header
             wrong = f'{e}' or type(e).__name__
         else:
             yield header
@@ -122,16 +131,19 @@ def _walk_tar(file, size):
         if wrong:
             yield f'damaged {where}: {wrong}'
         found = _next_header(file, floor, size)
-        if found == at:                               # an extension that is whole, and makes no sense
+        if found == at:  # an extension that is whole, and makes no sense
             found = _next_header(file, at + _BLOCK, size, of_file=True)
         at, floor = (size, size) if found is None else (found, found + _BLOCK)
 
 
 def tar_members(
-    path:str|os.PathLike, # of a plain tar archive
-)->tuple[list[Member], list[str]]: # its files; what is damaged, in words
+    path: str | os.PathLike,  # of a plain tar archive
+) -> tuple[list[Member], list[str]]:  # its files; what is damaged, in words
     "What is in an archive; `ValueError` if it is none, `FileNotFoundError` if it is not there"
-    size, found, damage, any_header = regular_file(path).stat().st_size, [], [], False
+    size = regular_file(path).stat().st_size
+    found = []
+    damage = []
+    any_header = False
     with open(path, 'rb') as file:
         no_tar = _no_tar(file.read(6))
         for o in _walk_tar(file, size) if not no_tar else ():
@@ -142,8 +154,10 @@ def tar_members(
             if not o.isdir():
                 found.append(_member(o, size))
     if no_tar or damage and not any_header:
-        raise ValueError(f"{path} is not a plain tar archive ({no_tar or damage[0]}); unpack it, or repack it without "
-                         "compression: images are compressed already")
+        raise ValueError(
+            f"{path} is not a plain tar archive ({no_tar or damage[0]}); unpack it, or repack it without "
+            "compression: images are compressed already"
+        )
     return found, damage
 
 
@@ -154,13 +168,16 @@ def _no_tar(head):
     return f'it is compressed with {name}' if name else '' if head else 'it is empty'
 
 # %% ../nbs/08c_archives.ipynb #archives-pattern
-MOST_ARCHIVES = 100_000                               # that one pattern may name
+MOST_ARCHIVES = 100_000  # that one pattern may name
 _RANGE = re.compile(r'(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.-?(\d+))?')
 
 
 def _parts(pattern, comma=False):
     "Contents of the outermost braces of a pattern, or what its outermost commas divide"
-    found, depth, start, escaped = [], 0, 0, False
+    found = []
+    depth = 0
+    start = 0
+    escaped = False
     for i, o in enumerate(pattern):
         if escaped or o == '\\':
             escaped = not escaped
@@ -177,15 +194,15 @@ def _parts(pattern, comma=False):
 
 
 def count_names(
-    pattern:str, # with braces
-)->int: # how many names it stands for
+    pattern: str,  # with braces
+) -> int:  # how many names it stands for
     "How many names braceexpand would give"
     return math.prod(map(_count_brace, _parts(pattern)))
 
 
 def _count_brace(inside):
     if (o := _RANGE.fullmatch(inside)) and o[1].isalpha() == o[2].isalpha():
-        if len(inside) > 60:                          # numbers that nobody means
+        if len(inside) > 60:  # numbers that nobody means
             return 10**18
         a, b = (alphabet.index(x) if x.isalpha() else int(x) for x in o.groups()[:2])
         return abs(b - a) // (int(o[3] or 1) or 1) + 1
@@ -193,8 +210,8 @@ def _count_brace(inside):
 
 
 def expand_pattern(
-    pattern:str, # such as `shards-{000..009}.tar` or `shards-*.tar`
-)->list[str]: # files
+    pattern: str,  # such as `shards-{000..009}.tar` or `shards-*.tar`
+) -> list[str]:  # files
     "Files of a webdataset pattern, braces and stars; `FileNotFoundError` or `ValueError` if one is missing or no file"
     if re.match(r'[a-z0-9]+:', pattern):
         raise ValueError(f"{pattern}: expected files on this machine; download the shards first")

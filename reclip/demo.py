@@ -67,18 +67,14 @@ def render(
     image = Image.new('L', (32, 32), 0)
     at = (32 - left - right) / 2 + rng.uniform(-3, 3), (32 - top - bottom) / 2 + rng.uniform(-3, 3)
     ImageDraw.Draw(image).text(at, char, fill=255, font=face)
-    turn, wide, slant = (
-        rng.uniform(-0.14, 0.14),
-        1 + rng.uniform(-vary, vary),
-        rng.uniform(-vary, vary),
-    )  # at most 8 degrees
+    turn = rng.uniform(-0.14, 0.14)  # at most 8 degrees
+    wide = 1 + rng.uniform(-vary, vary)
+    slant = rng.uniform(-vary, vary)
     cos, sin = np.cos(turn), np.sin(turn)
-    a, b, c, d = (
-        cos / wide,
-        cos * slant + sin,
-        -sin / wide,
-        cos - sin * slant,
-    )  # PIL maps the result back to the drawing
+    a = cos / wide  # PIL maps the result back to the drawing
+    b = cos * slant + sin
+    c = -sin / wide
+    d = cos - sin * slant
     image = image.transform(
         (32, 32), Image.Transform.AFFINE, (a, b, 16 - 16 * (a + b), c, d, 16 - 16 * (c + d)), Image.Resampling.BICUBIC
     )
@@ -139,9 +135,8 @@ def demo_digits() -> tuple[
 
 # %% ../nbs/00_demo.ipynb #demo-demo-digits-demo-mnist
 def demo_mnist(
-    folder: str
-    | Path
-    | None = None,  # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
+    # where `mnist_test.npz` lies (arrays `images` (N, 28, 28) uint8 and `labels` (N,)); default: `$RECLIP_DATA`
+    folder: str | Path | None = None,
 ) -> tuple[list[Image.Image], torch.Tensor]:  # greyscale images of 28 x 28; labels (N,) int64, for scoring only
     "MNIST's test split as a second strange domain; `FileNotFoundError` says where it was looked for"
     path = Path(folder or os.environ.get('RECLIP_DATA', '.'), 'mnist_test.npz')

@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'is_first', 'alone', 'default_device', 'share', 'ProcessEnded', 'alike', 'leave', 'everyone',
-           'together', 'short_sockets', 'on_first', 'node_first', 'gather_rows', 'from_first', 'split', 'with_own',
-           'add_up']
+           'together', 'on_first', 'node_first', 'gather_rows', 'from_first', 'split', 'with_own', 'add_up']
 
 # %% ../nbs/12_devices.ipynb #devices-export-imports
-import multiprocessing.util
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -114,9 +111,8 @@ def _connected():
     except RuntimeError as e:
         if isinstance(e, torch.cuda.OutOfMemoryError):
             raise
-        why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()
-        told = f"another process of this job has ended ({why[:160]}); see its message or the launcher's"
-        raise ProcessEnded(told) from e
+        why = re.sub(r'^.*?] ', '', str(e)).split('. ')[0].strip()[:160]
+        raise ProcessEnded(f"another process of this job has ended ({why}); see its message or the launcher's") from e
 
 # %% ../nbs/12_devices.ipynb #devices-objects
 def everyone(
@@ -152,23 +148,6 @@ def together(
     if errors := [e for e in everyone(error) if e is not None]:
         raise alike(errors[0])
     return result
-
-# %% ../nbs/12_devices.ipynb #devices-sockets
-def short_sockets(
-    longest:int=60, # bytes of the folder's path; a socket may have about a hundred, and has a name in a folder of its own
-):
-    "See that sockets between processes of this machine find room; `ValueError` if no folder has a path short enough"
-    if os.name != 'posix' or len(os.fsencode(tempfile.gettempdir())) <= longest:
-        return
-    short = next((o for o in ('/tmp', '/var/tmp', '/dev/shm') if os.access(o, os.W_OK | os.X_OK)), None)
-    if short is None:
-        raise ValueError(f"TMPDIR: {tempfile.gettempdir()} is too long for the sockets between processes; name a shorter folder, "
-                         "or open images in this process (num_workers=0, --num-workers 0)")
-    was, tempfile.tempdir = tempfile.tempdir, short
-    try:
-        multiprocessing.util.get_temp_dir()                              # is chosen once, for this process and its children
-    finally:
-        tempfile.tempdir = was
 
 # %% ../nbs/12_devices.ipynb #devices-first
 def on_first(

@@ -32,8 +32,8 @@ def _saved_dataset(path):
 
 
 def is_features(
-    source, # what was given for images
-)->bool: # whether read_features is the one to ask
+    source,  # what was given for images
+) -> bool:  # whether read_features is the one to ask
     "Whether a source is a file of features, also one that is refused, rather than images"
     if not isinstance(source, (str, os.PathLike)):
         return False
@@ -62,7 +62,7 @@ def _tensor(rows):
     "A NumPy array as a tensor, in the byte order of this machine"
     if not isinstance(rows, np.ndarray):
         raise ValueError('it is no array, but an archive of them (.npz) or another file')
-    if rows.dtype.kind == 'V' and rows.dtype.itemsize == 2 and rows.dtype.names is None:               # bfloat16
+    if rows.dtype.kind == 'V' and rows.dtype.itemsize == 2 and rows.dtype.names is None:  # bfloat16
         return torch.from_numpy(np.ascontiguousarray(rows).view(np.int16)).view(torch.bfloat16)
     if rows.dtype.kind not in 'fiucb':
         raise ValueError(f'its values are of type {rows.dtype}, expected floating point numbers')
@@ -94,6 +94,7 @@ def _arrow(path):
     if find_spec('pyarrow') is None:
         raise ValueError('reading it needs pyarrow: pip install pyarrow')
     import pyarrow
+
     return pyarrow
 
 
@@ -104,8 +105,10 @@ def _lists(schema, path):
     lists = [o.name for o in schema if any(is_list(o.type) for is_list in kinds)]
     name = next((o for o in _COLUMNS if o in lists), lists[0] if len(lists) == 1 else None)
     if name is None:
-        raise ValueError(f"it holds {len(lists)} columns of lists, expected one, or one that is called {_COLUMNS[0]}; "
-                         f"its columns are {', '.join(schema.names[:8]) or 'none'}")
+        raise ValueError(
+            f"it holds {len(lists)} columns of lists, expected one, or one that is called {_COLUMNS[0]}; "
+            f"its columns are {', '.join(schema.names[:8]) or 'none'}"
+        )
     _note_others(path, name, schema.names)
     return name
 
@@ -113,6 +116,7 @@ def _lists(schema, path):
 def _matrix(column):
     "A column of lists of one length as an array"
     from pyarrow.compute import list_value_length
+
     rows = [part for part in column.chunks if len(part)]
     if not rows:
         raise ValueError('its column has no rows')
@@ -131,6 +135,7 @@ def _matrix(column):
 def _read_parquet(path):
     _arrow(path)
     from pyarrow import parquet
+
     with parquet.ParquetFile(path) as file:
         name = _lists(file.schema_arrow, path)
         return _tensor(_matrix(file.read(columns=[name]).column(name)))
@@ -146,7 +151,7 @@ def _read_dataset(path):
         files = [str(o['filename']) for o in state['_data_files']]
     except (TypeError, KeyError) as e:
         raise ValueError('its state.json does not name its files') from e
-    if not files or any(o != Path(o).name for o in files):                             # and no others
+    if not files or any(o != Path(o).name for o in files):  # and no others
         raise ValueError('its state.json does not name its files')
     name, tables = None, []
     for file in files:
@@ -158,20 +163,34 @@ def _read_dataset(path):
 
 # %% ../nbs/08d_features.ipynb #features-read-features
 _READERS = {'.npy': _read_npy, '.npz': _read_npz, '.safetensors': _read_safetensors, '.parquet': _read_parquet}
-_DAMAGED = (ValueError, TypeError, KeyError, EOFError, OSError, MemoryError, OverflowError, RuntimeError,
-            SafetensorError, zipfile.BadZipFile, zlib.error)                 # RuntimeError: an archive with a password
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    OSError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # RuntimeError: an archive with a password
 
 
 def _convert(path):
     "The line that turns a file of tensors into one that holds nothing else"
-    return ('import torch; from safetensors.torch import save_file; save_file(dict(image_features='
-            f"torch.load({str(path)!r}, map_location='cpu', weights_only=True).detach().contiguous()), "
-            f"{str(path.with_suffix('.safetensors'))!r})")
+    return (
+        'import torch; from safetensors.torch import save_file; save_file(dict(image_features='
+        f"torch.load({str(path)!r}, map_location='cpu', weights_only=True).detach().contiguous()), "
+        f"{str(path.with_suffix('.safetensors'))!r})"
+    )
 
 
 def read_features(
-    path:str|os.PathLike, # `.npy`, `.npz`, `.safetensors`, `.parquet`, or a folder that `Dataset.save_to_disk` wrote
-)->torch.Tensor: # (N, D) float32 unit rows
+    path: str
+    | os.PathLike,  # `.npy`, `.npz`, `.safetensors`, `.parquet`, or a folder that `Dataset.save_to_disk` wrote
+) -> torch.Tensor:  # (N, D) float32 unit rows
     "Image features from a file; `ValueError` or `FileNotFoundError` says what is wrong. Nothing in it is ever run"
     path = Path(os.path.expanduser(path))
     suffix = path.suffix.lower()
@@ -179,11 +198,15 @@ def read_features(
     if read is not _read_dataset:
         regular_file(path, 'features')
     if suffix in ('.pt', '.pth', '.bin', '.ckpt'):
-        raise ValueError(f'{path}: a file of torch may run code when it is read, so it is not. Convert it, in Python: '
-                         f'{_convert(path)}')
+        raise ValueError(
+            f'{path}: a file of torch may run code when it is read, so it is not. Convert it, in Python: '
+            f'{_convert(path)}'
+        )
     if read is None:
-        raise ValueError(f"{path} is no file of features that can be read; expected {', '.join(FEATURE_SUFFIXES)}, or "
-                         "a folder of Dataset.save_to_disk; save an array with numpy.save")
+        raise ValueError(
+            f"{path} is no file of features that can be read; expected {', '.join(FEATURE_SUFFIXES)}, or "
+            "a folder of Dataset.save_to_disk; save an array with numpy.save"
+        )
     try:
         rows = read(path)
     except _DAMAGED as e:

@@ -12,8 +12,9 @@ import typer
 from .devices import on_first
 from .options import ENCODING, Cache, CsvSafe, Images, MaxUnreadable, NoCache, Overwrite, Quiet, Run, Verbose
 from .options import named_option, settings_options
+from .settings import MAX_UNREADABLE
 from .shell import plain_messages, put
-from .unused import cache_folder, note_all, unused_options
+from .unused import cache_option, note_all, unused_options
 
 # %% ../nbs/11e_finished.ipynb #finished-model
 RunModel = Annotated[
@@ -66,7 +67,7 @@ def predict(
             help='Also write all probabilities (images, classes) as a `.npy` file.',
         ),
     ] = None,
-    max_unreadable: MaxUnreadable = 0.1,
+    max_unreadable: MaxUnreadable = MAX_UNREADABLE,
     csv_safe: CsvSafe = False,
     model: RunModel = None,
     pretrained: RunPretrained = None,
@@ -107,7 +108,7 @@ def predict(
         max_unreadable,
         settings.pop('device', None),
         not quiet,
-        cache_folder(cache, no_cache),
+        cache_option(cache, no_cache),
         model,
         pretrained,
         **settings,
@@ -216,9 +217,9 @@ def cache(
     """
     from reclip.cache import cache_info, clear_cache
 
-    found = cache_info(cache_folder(folder, False))
+    found = cache_info(cache_option(folder, False))
     if clear:
-        clear_cache(cache_folder(folder, False))
+        clear_cache(cache_option(folder, False))
     removed = ' removed' if clear else ''
     put(f"{found['folder']}: {found['rows']:,} images, {found['bytes'] / 2**20:,.1f} MB{removed}")
     for o in found['stores']:

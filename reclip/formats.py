@@ -16,7 +16,7 @@ from .notes import note
 
 # %% ../nbs/00g_formats.ipynb #formats-openable
 _PLUGINS = dict(HEIF='pillow_heif', AVIF='pillow_avif', JXL='pillow_jxl')
-_PARTS = dict(AVIF='avif', WEBP='webp', JPEG2000='jpg_2000')       # formats that a Pillow may be built without
+_PARTS = dict(AVIF='avif', WEBP='webp', JPEG2000='jpg_2000')  # formats that a Pillow may be built without
 _LEFT_OUT = {'EPS', 'PDF', 'MPEG', 'WMF', 'HDF5', 'GRIB', 'BUFR'}
 
 
@@ -28,7 +28,7 @@ def _plugged(module):
         plugin = import_module(module)
         if hasattr(plugin, 'register_heif_opener'):
             plugin.register_heif_opener()
-    except Exception as e:                                  # one that was built for another Pillow fails in its own way
+    except Exception as e:  # one that was built for another Pillow fails in its own way
         note(f'{module} is installed and does not work here ({type(e).__name__}: {e}); its pictures are not opened')
         return False
     return True
@@ -40,8 +40,7 @@ def _built(format):
 
 
 @cache
-def openable(
-)->tuple[str, ...]: # names as in `PIL.Image.OPEN`, in Pillow's order
+def openable() -> tuple[str, ...]:  # names as in `PIL.Image.OPEN`, in Pillow's order
     "Formats of pictures that can be opened here, with the plugins that are installed"
     Image.init()
     plugged = {format for format, module in _PLUGINS.items() if not _built(format) and _plugged(module)}
@@ -49,46 +48,49 @@ def openable(
 
 
 @cache
-def image_suffixes(
-)->frozenset[str]: # such as `.jpg`, in lower case
+def image_suffixes() -> frozenset[str]:  # such as `.jpg`, in lower case
     "Suffixes of the formats that can be opened here"
     formats = openable()
     return frozenset(k for k, format in Image.registered_extensions().items() if format in formats)
 
 # %% ../nbs/00g_formats.ipynb #formats-start
-HEAD = 1024                                       # bytes from which a format is told
+HEAD = 1024  # bytes from which a format is told
 
-_STARTS = [(re.compile(start, re.DOTALL), format) for start, format in (
-    (rb'\xff\xd8\xff', 'JPEG'),
-    (rb'\x89PNG\r\n\x1a\n', 'PNG'),
-    (rb'GIF8[79]a', 'GIF'),
-    (rb'RIFF.{4}WEBP', 'WEBP'),
-    (rb'II\*\0.{4}CR|II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|\0MRM|FOVb', 'RAW'),
-    (rb'II[*+]\0|MM\0[*+]', 'TIFF'),
-    (rb'BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}', 'BMP'),
-    (rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51', 'JPEG2000'),
-    (rb'8BPS\0\x01', 'PSD'),
-    (rb'8BPS\0\x02', 'PSB'),
-    (rb'\0\0\x01\0[\x01-\xff]\0', 'ICO'),
-    (rb'P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|P[Ff]\s+\d+\s+\d+\s', 'PPM'),
-    (rb'\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]', 'SGI'),
-    (rb'\x59\xa6\x6a\x95', 'SUN'),
-    (rb'qoif', 'QOI'),
-    (rb'DDS ', 'DDS'),
-    (rb'icns', 'ICNS'),
-    (rb'SIMPLE  =', 'FITS'),
-    (rb'\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n', 'JXL'),
-    (rb'(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*(<!DOCTYPE svg|<svg[\s>])', 'SVG'),
-    (rb'%!PS|\xc5\xd0\xd3\xc6', 'EPS'),
-    (rb'\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF', 'WMF'),
-    (rb'II\xbc', 'JXR'),
-    (rb'v/1\x01', 'EXR'),
-    (rb'#\?(RADIANCE|RGBE)', 'HDR'),
-    (rb'.{128}DICM', 'DICOM'),
-    (rb'gimp xcf', 'XCF'),
-    (rb'AT&TFORM.{4}DJV', 'DJVU'),
-    (rb'BPG\xfb', 'BPG'),
-    (rb'FLIF', 'FLIF'))]
+_STARTS = [
+    (re.compile(start, re.DOTALL), format)
+    for start, format in (
+        (rb'\xff\xd8\xff', 'JPEG'),
+        (rb'\x89PNG\r\n\x1a\n', 'PNG'),
+        (rb'GIF8[79]a', 'GIF'),
+        (rb'RIFF.{4}WEBP', 'WEBP'),
+        (rb'II\*\0.{4}CR|II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|\0MRM|FOVb', 'RAW'),
+        (rb'II[*+]\0|MM\0[*+]', 'TIFF'),
+        (rb'BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}', 'BMP'),
+        (rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51', 'JPEG2000'),
+        (rb'8BPS\0\x01', 'PSD'),
+        (rb'8BPS\0\x02', 'PSB'),
+        (rb'\0\0\x01\0[\x01-\xff]\0', 'ICO'),
+        (rb'P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|P[Ff]\s+\d+\s+\d+\s', 'PPM'),
+        (rb'\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]', 'SGI'),
+        (rb'\x59\xa6\x6a\x95', 'SUN'),
+        (rb'qoif', 'QOI'),
+        (rb'DDS ', 'DDS'),
+        (rb'icns', 'ICNS'),
+        (rb'SIMPLE  =', 'FITS'),
+        (rb'\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n', 'JXL'),
+        (rb'(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*(<!DOCTYPE svg|<svg[\s>])', 'SVG'),
+        (rb'%!PS|\xc5\xd0\xd3\xc6', 'EPS'),
+        (rb'\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF', 'WMF'),
+        (rb'II\xbc', 'JXR'),
+        (rb'v/1\x01', 'EXR'),
+        (rb'#\?(RADIANCE|RGBE)', 'HDR'),
+        (rb'.{128}DICM', 'DICOM'),
+        (rb'gimp xcf', 'XCF'),
+        (rb'AT&TFORM.{4}DJV', 'DJVU'),
+        (rb'BPG\xfb', 'BPG'),
+        (rb'FLIF', 'FLIF'),
+    )
+]
 
 _BRANDS = {b'avif': 'AVIF', b'avis': 'AVIF', b'crx ': 'RAW', b'mif1': 'HEIF', b'msf1': 'HEIF'}
 _BRANDS |= {b'he' + a + b: 'HEIF' for a in (b'i', b'v') for b in (b'c', b'x', b'm', b's')}
@@ -99,26 +101,47 @@ def _boxed(head):
     if head[4:8] != b'ftyp':
         return None
     end = int.from_bytes(head[:4], 'big')
-    brands = [head[8:12], *(head[i:i + 4] for i in range(16, min(end, len(head)), 4))]
-    if brands[0] in (b'mif1', b'msf1'):                                  # any coding; the others say which
+    brands = [head[8:12], *(head[i : i + 4] for i in range(16, min(end, len(head)), 4))]
+    if brands[0] in (b'mif1', b'msf1'):  # any coding; the others say which
         brands = [*brands[1:], brands[0]]
     elif brands[0] not in _BRANDS:
         return None
     return next((_BRANDS[o] for o in brands if o in _BRANDS), None)
 
 # %% ../nbs/00g_formats.ipynb #formats-tell
-_RAWS = ('3fr arw cr2 cr3 crw dcr dng erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl rwz sr2 '
-         'srf srw x3f')
-_SUFFIXES = {f'.{suffix}': format for format, suffixes in dict(
-    RAW=_RAWS, HEIF='heic heif hif heics heifs', AVIF='avif', JXL='jxl', SVG='svg svgz', EPS='eps', WMF='wmf emf',
-    PSB='psb', JXR='jxr wdp', EXR='exr', DICOM='dcm dicom', XCF='xcf', DJVU='djvu', BPG='bpg', FLIF='flif', WEBP='webp',
-    JPEG2000='jp2').items() for suffix in suffixes.split()}
+_RAWS = (
+    '3fr arw cr2 cr3 crw dcr dng erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl rwz sr2 '
+    'srf srw x3f'
+)
+_SUFFIXES = {
+    f'.{suffix}': format
+    for format, suffixes in dict(
+        RAW=_RAWS,
+        HEIF='heic heif hif heics heifs',
+        AVIF='avif',
+        JXL='jxl',
+        SVG='svg svgz',
+        EPS='eps',
+        WMF='wmf emf',
+        PSB='psb',
+        JXR='jxr wdp',
+        EXR='exr',
+        DICOM='dcm dicom',
+        XCF='xcf',
+        DJVU='djvu',
+        BPG='bpg',
+        FLIF='flif',
+        WEBP='webp',
+        JPEG2000='jp2',
+    ).items()
+    for suffix in suffixes.split()
+}
 
 
 def picture_format(
-    head:bytes, # the first HEAD bytes of a file, or all of it
-    name:str='', # what it is called
-)->str|None: # as Pillow calls it, or another short name; None: no picture, as far as can be seen
+    head: bytes,  # the first HEAD bytes of a file, or all of it
+    name: str = '',  # what it is called
+) -> str | None:  # as Pillow calls it, or another short name; None: no picture, as far as can be seen
     "The format of the picture in a file, whether or not it can be opened here"
     named = _SUFFIXES.get(os.path.splitext(name)[1].lower())
     found = next((format for start, format in _STARTS if start.match(head)), None) or _boxed(head)
@@ -135,13 +158,14 @@ _WAYS = dict(
     DICOM=('DICOM', 'turn it into PNG first, for example with pydicom'),
     EXR=('OpenEXR', 'turn it into PNG first, for example with the package OpenEXR'),
     XCF=('GIMP', 'export it as PNG first'),
-    JXR=('JPEG XR', 'turn it into PNG first, for example with imagecodecs'))
+    JXR=('JPEG XR', 'turn it into PNG first, for example with imagecodecs'),
+)
 _FOREIGN = 'of a format that cannot be opened here: '
 
 
 def why_not(
-    format:str, # from picture_format
-)->str: # empty if it can be opened
+    format: str,  # from picture_format
+) -> str:  # empty if it can be opened
     "Why a picture of that format cannot be opened here, and what would help"
     if format in openable():
         return ''
@@ -150,7 +174,7 @@ def why_not(
 
 
 def foreign(
-    reason:str, # why a file was skipped
-)->str: # format and way out; empty if the reason is another
+    reason: str,  # why a file was skipped
+) -> str:  # format and way out; empty if the reason is another
     "Whether a picture was skipped for its format alone"
     return reason.removeprefix(_FOREIGN) if reason.startswith(_FOREIGN) else ''

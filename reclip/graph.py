@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT_UP_TO', 'nearest_neighbors', 'sparse_csr', 'affinity_graph', 'normalize_graph', 'whole', 'find_neighbors',
-           'neighbor_graph']
+           'neighbor_graph', 'SEARCHES']
 
 # %% ../nbs/04_graph.ipynb #graph-export-imports
 import warnings
@@ -15,7 +15,9 @@ import torch
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 from .clip import unit_rows
-from .settings import DEFAULTS, SEARCHES, Settings, using  # noqa: F401 (SEARCHES: where it used to be)
+from .settings import DEFAULTS, SEARCHES, Settings, using
+
+_all_ = ['SEARCHES']  # can be imported from here too
 
 # %% ../nbs/04_graph.ipynb #graph-nearest-neighbors
 def nearest_neighbors(

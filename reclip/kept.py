@@ -45,6 +45,7 @@ def write_tensors(
 def read_tensors(
     path: str | os.PathLike,  # of write_tensors
     run_id: str | None = None,  # that it must carry; default: any
+    remedy: str = _ANEW,  # what to do if it is damaged
 ) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, and plain values of the header
     "What write_tensors wrote; `CannotGoOn` if it is damaged or another run's"
     try:
@@ -52,7 +53,7 @@ def read_tensors(
             tensors = {k: file.get_tensor(k) for k in file.keys()}
             about = {k: parse_json(v, k) for k, v in (file.metadata() or {}).items()}
     except (SafetensorError, ValueError) as e:
-        raise CannotGoOn(f"{path} is damaged ({e}); {_ANEW}") from e
+        raise CannotGoOn(f"{path} is damaged ({e}); {remedy}") from e
     if run_id is not None and about.get('run_id') != run_id:
         raise CannotGoOn(f"{path} belongs to another run than begun.json beside it; {_ANEW}")
     return tensors, about
@@ -163,6 +164,9 @@ def row_digests(
     return [blake2b(o.tobytes(), digest_size=16).digest() for o in rows.cpu().contiguous().numpy()]
 
 # %% ../nbs/08f_kept.ipynb #kept-digests
+_PUT_BACK = "put it back as the run wrote it, or label the images again (reclip adapt)"
+
+
 def pack_digests(
     digests: Sequence[bytes],  # (N,) of 16 bytes
 ) -> torch.Tensor:  # (N, 16) uint8
@@ -184,9 +188,9 @@ def read_digests(
     path = Path(folder) / 'digests.safetensors'
     if not path.is_file():
         return None
-    packed = read_tensors(path)[0].get('digests')
+    packed = read_tensors(path, remedy=_PUT_BACK)[0].get('digests')
     if packed is None or packed.dtype != torch.uint8 or packed.ndim != 2 or packed.shape[1] != 16:
-        raise ValueError(f"{path} is damaged: expected digests of 16 bytes")
+        raise ValueError(f"{path} is damaged (expected digests of 16 bytes); {_PUT_BACK}")
     return split_digests(packed)
 
 # %% ../nbs/08f_kept.ipynb #kept-finish

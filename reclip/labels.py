@@ -59,7 +59,8 @@ def _label_pairs(path):
     return [(name, None if label is None or not str(label).strip() else str(label).strip()) for name, label in pairs]
 
 # %% ../nbs/09a_labels.ipynb #labels-paths
-def _tidy(path): return posixpath.normpath(path.replace('\\', '/'))
+def _tidy(path):
+    return posixpath.normpath(path.replace('\\', '/'))
 
 
 def _unique(pairs):
@@ -84,8 +85,10 @@ def _without_beginning(paths, known, where):
         return {}
     (begin, most), *rest = begins.most_common(2)
     if rest and 2 * rest[0][1] > most:
-        raise ValueError(f"{where}: paths below {begin} and below {rest[0][0]} both fit images of this run; leave only "
-                         "those of the run")
+        raise ValueError(
+            f"{where}: paths below {begin} and below {rest[0][0]} both fit images of this run; leave only "
+            "those of the run"
+        )
     note(f"{where}: the paths were read without {begin!r} at their beginning")
     return {path: known[end] for path, end in found.items() if _tidy(path) == begin + end}
 
@@ -104,30 +107,38 @@ def _by_end(paths, names, where):
 
 
 def match_paths(
-    paths:list[str], # of labels or pictures that somebody has
-    names:list[str], # (N,) paths in `predictions.csv`
-    where:str, # how to call them in a message
-)->dict[str, str]: # the name for each path that belongs to an image
+    paths: list[str],  # of labels or pictures that somebody has
+    names: list[str],  # (N,) paths in `predictions.csv`
+    where: str,  # how to call them in a message
+) -> dict[str, str]:  # the name for each path that belongs to an image
     "Whose label each path has; `ValueError` if it may be of two images"
     exact, known = set(names), _unique((_tidy(o), o) for o in names)
-    def direct(path): return next((o for o in (path, exact_cell(path)) if o in exact), known.get(_tidy(path)))
+
+    def direct(path):
+        return next((o for o in (path, exact_cell(path)) if o in exact), known.get(_tidy(path)))
+
     found = {path: name for path in paths if (name := direct(path)) is not None}
     return found or _without_beginning(paths, known, where) or _by_end(paths, names, where)
 
 # %% ../nbs/09a_labels.ipynb #labels-read
-def _word_key(text): return ' '.join(text.lower().split())
+def _word_key(text):
+    return ' '.join(text.lower().split())
 
 
 def _check_words(found, pairs, shown, names):
     "`ValueError` if no label is of an image of the run, or none is a class"
     if not found:
-        raise ValueError(f"labels: none of {len(pairs):,} belongs to an image of this run; paths look like "
-                         f"{next((o for o, _ in pairs), '')!r} there and like {names[0]!r} here")
+        raise ValueError(
+            f"labels: none of {len(pairs):,} belongs to an image of this run; paths look like "
+            f"{next((o for o, _ in pairs), '')!r} there and like {names[0]!r} here"
+        )
     given = list(found.values())
     if not any(_word_key(o) in shown for o in given):
         number = '; write the names of classes instead of numbers' if all(o.isdecimal() for o in given) else ''
-        raise ValueError(f"labels: no label is a class of this run; labels look like {given[0]!r}, classes like "
-                         f"{next(iter(shown.values()))!r}{number}")
+        raise ValueError(
+            f"labels: no label is a class of this run; labels look like {given[0]!r}, classes like "
+            f"{next(iter(shown.values()))!r}{number}"
+        )
 
 
 def _by_name(pairs, names, where):
@@ -135,8 +146,9 @@ def _by_name(pairs, names, where):
     at, found = match_paths([o for o, _ in pairs], names, f'labels: {where}'), {}
     for path, label in pairs:
         if path in at and label is not None and _word_key(found.setdefault(at[path], label)) != _word_key(label):
-            raise ValueError(f"labels: {where}: {path!r} has two labels, {found[at[path]]!r} and {label!r}; "
-                             "keep the right one")
+            raise ValueError(
+                f"labels: {where}: {path!r} has two labels, {found[at[path]]!r} and {label!r}; keep the right one"
+            )
     return found, [path for path, _ in pairs if path not in at]
 
 
@@ -151,10 +163,11 @@ def _note_unused(lost, found, shown, where):
 
 
 def read_labels(
-    labels:str|os.PathLike, # file with `path` and `label`, or `"folders"`: the name of the folder that an image lies in
-    names:list[str], # (N,) paths in `predictions.csv`
-    class_names:list, # (M,) names; each a string or a list of aliases
-)->pd.Series: # (N,) shown class names, None where an image has no label; a word that is no class stays as it is
+    labels: str
+    | os.PathLike,  # file with `path` and `label`, or `"folders"`: the name of the folder that an image lies in
+    names: list[str],  # (N,) paths in `predictions.csv`
+    class_names: list,  # (M,) names; each a string or a list of aliases
+) -> pd.Series:  # (N,) shown class names, None where an image has no label; a word that is no class stays as it is
     "Labels for scoring; `ValueError` if none belongs to an image of the run, or if one image has two"
     where, lost = str(labels), []
     if where == 'folders':

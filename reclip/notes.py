@@ -19,7 +19,7 @@ def note(
     text: str,  # one sentence: what was given, and what was done with it instead
 ):
     "Say that something was not used as it was given; once in a `noting` block"
-    text = ' '.join(text.split()).encode('utf-8', 'backslashreplace').decode()           # names may be no text
+    text = ' '.join(text.split()).encode('utf-8', 'backslashreplace').decode()  # names may be no text
     lists = _open.get()
     if any(text in o for o in lists):
         return

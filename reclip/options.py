@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENCODING', 'Images', 'Run', 'Classes', 'Output', 'Templates', 'MaxUnreadable', 'CsvSafe', 'Model', 'Pretrained',
            'TrainingFree', 'Cache', 'NoCache', 'Resume', 'Overwrite', 'Report', 'Quiet', 'Verbose', 'named_option',
-           'settingnamed_option', 'settings_options']
+           'setting_option', 'settings_options']
 
 # %% ../nbs/11c_options.ipynb #options-export-imports
 import functools
@@ -57,7 +57,7 @@ def _metavar(about):
     return about.get('metavar', 'NUMBER')
 
 
-def settingnamed_option(
+def setting_option(
     setting: Field,  # of Settings
     also: tuple[str, ...] = (),  # more names, such as `--batch-size`
 ) -> inspect.Parameter:  # of a command
@@ -98,7 +98,7 @@ def settings_options(
 ) -> Callable:  # decorator
     "Replace `**settings` of a command by options; `ValueError` for a value out of range, before the command begins"
     known = [f for f in fields(Settings) if f.metadata['option'] and {f.name, f.metadata['group']} & {*wanted}]
-    options = {f.name: settingnamed_option(f, also.get(f.name, ())) for f in known}
+    options = {f.name: setting_option(f, also.get(f.name, ())) for f in known}
 
     def decorate(function):
         @functools.wraps(function)

@@ -19,7 +19,7 @@ from .images import Skipped, find_images
 from .notes import noting
 from .pseudolabel import scores_to_confidence
 from .run_folder import predictions, read_run
-from .settings import check_settings
+from .settings import MAX_UNREADABLE, check_settings
 
 # %% ../nbs/09h_predict.ipynb #predict-rows
 def label_rows(
@@ -52,7 +52,7 @@ def label_rows(
 def predict(
     run: str | os.PathLike,  # folder of a finished run
     images,  # what find_images takes, or features if the run was training-free or zero-shot
-    max_unreadable: float = 0.1,  # share of images in [0, 1] that may be unreadable
+    max_unreadable: float = MAX_UNREADABLE,  # share of images in [0, 1] that may be unreadable
     device: str | None = None,  # default: `"cuda"` if there is one, else `"cpu"`
     progress: bool = True,  # show bars
     cache: str | os.PathLike | None = 'auto',  # folder for features, see cache_folder

@@ -99,9 +99,9 @@ def _html(part, made):
     return fill('figure', alt=part.make.__doc__, width=width, png=png)
 
 
-def _page(parts, made, title):
+def _page(parts, made, heading):
     pieces = [(part, _html(part, o)) for part, o in zip(parts, made)]
-    return TEMPLATES.get_template('report.html.jinja').render(title=title, style=STYLE + PAGE, parts=pieces)
+    return TEMPLATES.get_template('report.html.jinja').render(title=heading, style=STYLE + PAGE, parts=pieces)
 
 # %% ../nbs/10_report.ipynb #report-notebook
 NOTEBOOK_ABOUT = '''The report as a notebook: each cell is the call that made a part of `report.html`, and what \

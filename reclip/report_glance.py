@@ -61,7 +61,9 @@ def effective_classes(
 
 def _gathered(t, about):
     "Questions about classes that have no image, or too many"
-    counts, before, out = t.label.value_counts(), t.zero_shot_label.value_counts(), []
+    counts = t.label.value_counts()
+    before = t.zero_shot_label.value_counts()
+    out = []
     n, empty = len(about['classes']), [c for c in about['classes'] if c not in counts]
     if empty:
         out.append(
@@ -85,7 +87,9 @@ def _gathered(t, about):
 
 def _moved(t, history, method):
     "Questions about labels that changed, and about students that do not agree"
-    out, changed, unsure = [], t.changed.mean(), (t.probability < 0.5).mean()
+    out = []
+    changed = t.changed.mean()
+    unsure = (t.probability < 0.5).mean()
     apart = (t.label != t.propagated_label).mean()
     if changed > 0.5:
         out.append(f"{changed:.0%} of the labels changed. Look at the surest changes before you trust them.")

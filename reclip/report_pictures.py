@@ -83,7 +83,9 @@ def typical(
     each: int = 8,  # pictures of each
 ) -> HTML:
     "Images nearest to the mean adapted feature of their class"
-    label, counts, found = d.table.label.iloc[d.rows].to_numpy(), d.table.label.value_counts(), []
+    label = d.table.label.iloc[d.rows].to_numpy()
+    counts = d.table.label.value_counts()
+    found = []
     for name in counts.index[:classes]:
         x = d.adapted[torch.from_numpy(label == name)]
         if not len(x):

@@ -117,7 +117,9 @@ def reliability_figure(
 ) -> Picture:
     "Accuracy against probability"
     (frame, error), fig = calibration(d), Picture(4.6, 4.2)
-    ax, x, y = fig.subplots(), frame.probability, frame.accuracy
+    ax = fig.subplots()
+    x = frame.probability
+    y = frame.accuracy
     ax.plot([0, 1], [0, 1], color='0.7', ls=':')
     ax.plot(x, y, '-', color='#2563eb')
     size = 20 + 200 * frame.images / frame.images.max()

@@ -176,7 +176,9 @@ def _about_run(d):
 
 def _used_settings(d):
     "Name, value and meaning of each setting that could change this run's result"
-    method, s, rows = d.config['run']['method'], d.config['settings'], []
+    method = d.config['run']['method']
+    s = d.config['settings']
+    rows = []
     for f in fields(Settings):
         if f.name in _UNUSED[method] or f.name not in s or not f.metadata['fixed']:
             continue

@@ -33,6 +33,7 @@ from .predict import predict
 from .prepare import check_words, prepare
 from .results import machine, write_results
 from .run_folder import METHODS, first_names, info, is_csv_safe, predictions, read_predictions, read_run
+from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
 from .snapshots import TrainingState
 from .tables import check_table_path, read_table, write_array, write_table
 
@@ -174,11 +175,11 @@ def adapt(
     images,  # what find_images takes, or features as read_features takes them
     classes,  # what read_classes takes
     output: str | os.PathLike,  # folder to write; must not exist unless `overwrite`
-    model: str = 'ViT-B-32',  # open_clip name, `"hf-hub:org/name"`, or `"demo"`
-    pretrained: str | None = 'openai',  # open_clip tag or path of a local checkpoint
+    model: str = MODEL,  # open_clip name, `"hf-hub:org/name"`, or `"demo"`
+    pretrained: str | None = PRETRAINED,  # open_clip tag or path of a local checkpoint
     templates='photo',  # what read_templates takes
     method: str = 'adapt',  # `"adapt"`, `"training-free"` or `"zeroshot"`; features are never trained on
-    max_unreadable: float = 0.1,  # share of images in [0, 1] that may be unreadable
+    max_unreadable: float = MAX_UNREADABLE,  # share of images in [0, 1] that may be unreadable
     resume: bool = False,  # go on with an unfinished run of the same settings, if there is one
     overwrite: bool = False,  # replace a run that stands there
     progress: bool = True,  # show bars

@@ -21,21 +21,26 @@ from .zeroshot import check_class_names, check_templates
 # %% ../nbs/08a_words.ipynb #words-read-classes
 class Words(NamedTuple):
     "What a person says about the classes"
-    class_names:list[list[str]]         # M lists of aliases, the shown name first
-    descriptions:list[list[str]]|None   # M lists of sentences; None: nobody wrote any
+
+    class_names: list[list[str]]  # M lists of aliases, the shown name first
+    descriptions: list[list[str]] | None  # M lists of sentences; None: nobody wrote any
+
 
 _SUFFIXES = ('.txt', '.json', '.jsonl', '.csv', '.tsv', '.yaml', '.yml', '.names')
 
 
-def _aliases(line): return [name.strip() for name in line.split('|')]
+def _aliases(line):
+    return [name.strip() for name in line.split('|')]
 
 
 def _described(found, where):
     "Names and sentences of {class: [sentences]}"
     sentences = [[o] if isinstance(o, str) else o for o in found.values()]
     if not all(isinstance(o, list) and all(isinstance(s, str) and s.strip() for s in o) for o in sentences):
-        raise ValueError(f"{where}: expected {{class: [sentences]}}, with a list of strings for each class, none of "
-                         f"them blank, or another form: {FORMS.removeprefix('expected ')}")
+        raise ValueError(
+            f"{where}: expected {{class: [sentences]}}, with a list of strings for each class, none of "
+            f"them blank, or another form: {FORMS.removeprefix('expected ')}"
+        )
     return [_aliases(name) for name in found], sentences if any(sentences) else None
 
 
@@ -63,11 +68,13 @@ def _typed(text, where):
 def _in_file(path):
     "What a file says, and the line of each name; `FileNotFoundError` if it is not there"
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} is not there; expected a file with one class a line, or names with commas "
-                                "between them")
+        raise FileNotFoundError(
+            f"{path} is not there; expected a file with one class a line, or names with commas between them"
+        )
     if os.path.isdir(path):
-        raise FileNotFoundError(f"{path} is a folder; expected a file with one class a line, or names with commas "
-                                "between them")
+        raise FileNotFoundError(
+            f"{path} is a folder; expected a file with one class a line, or names with commas between them"
+        )
     words, lines = read_list(regular_file(path, 'classes'), 'classes')
     if len(words) == 1 and isinstance(words, list) and isinstance(words[0], str) and ',' in words[0]:
         words, lines = _typed(words[0], os.fspath(path)), None
@@ -79,7 +86,10 @@ def _in_file(path):
 
 def _check(names, lines, where):
     "`ValueError` for names that cannot be told apart, or are no words, with their line"
-    def line(m): return f'line {lines[int(m[1] or m[2])]}' if lines else m[0]
+
+    def line(m):
+        return f'line {lines[int(m[1] or m[2])]}' if lines else m[0]
+
     try:
         check_class_names(names)
     except ValueError as e:
@@ -95,10 +105,15 @@ def _check(names, lines, where):
 
 
 def read_classes(
-    classes:str|os.PathLike|Sequence|Mapping, # file, see page 00f; words with commas; list; or {class: [sentences]}
-)->Words: # names, aliases and descriptions
+    classes: str
+    | os.PathLike
+    | Sequence
+    | Mapping,  # file, see page 00f; words with commas; list; or {class: [sentences]}
+) -> Words:  # names, aliases and descriptions
     "Class names in any form; `ValueError` names the line that is wrong, `FileNotFoundError` the file that is not there"
-    where, lines, words = 'classes', None, classes
+    where = 'classes'
+    lines = None
+    words = classes
     if isinstance(classes, (str, os.PathLike)):
         if _is_path(classes):
             where = os.fspath(classes)
@@ -118,19 +133,44 @@ def read_classes(
 
 # %% ../nbs/08a_words.ipynb #words-templates
 _PLAIN = 'a photo of a {}.'
-def _plain_first(functions): return tuple(dict.fromkeys([_PLAIN, *(f('{}') for f in functions)]))
+
+
+def _plain_first(functions):
+    return tuple(dict.fromkeys([_PLAIN, *(f('{}') for f in functions)]))
+
 
 TEMPLATES = dict(
     photo=(_PLAIN,),
-    simple=_plain_first(SIMPLE_IMAGENET_TEMPLATES),                                            # open_clip's 7, and the plain one
-    imagenet=_plain_first(OPENAI_IMAGENET_TEMPLATES),                                          # open_clip's 80
-    satellite=('a satellite photo of {}.', 'an aerial photo of {}.', 'a photo of {} from above.', 'a satellite photo of a {}.'),
-    texture=('a photo of a {} texture.', 'a photo of a {} pattern.', 'a photo of a {} thing.', 'a close-up of something {}.'),
-    sign=('a photo of a "{}" traffic sign.', 'a close-up of a "{}" traffic sign.', 'a blurry photo of a "{}" traffic sign.'),
+    simple=_plain_first(SIMPLE_IMAGENET_TEMPLATES),  # open_clip's 7, and the plain one
+    imagenet=_plain_first(OPENAI_IMAGENET_TEMPLATES),  # open_clip's 80
+    satellite=(
+        'a satellite photo of {}.',
+        'an aerial photo of {}.',
+        'a photo of {} from above.',
+        'a satellite photo of a {}.',
+    ),
+    texture=(
+        'a photo of a {} texture.',
+        'a photo of a {} pattern.',
+        'a photo of a {} thing.',
+        'a close-up of something {}.',
+    ),
+    sign=(
+        'a photo of a "{}" traffic sign.',
+        'a close-up of a "{}" traffic sign.',
+        'a blurry photo of a "{}" traffic sign.',
+    ),
     face=('a photo of a {} looking face.', 'a photo of a face showing the emotion: {}.', 'a face that looks {}.'),
-    digit=('a photo of the number {}.', 'a photo of the digit {}.', 'an image of the number {}.', 'a scan of the digit {}.', 'a picture of a {}.'),
+    digit=(
+        'a photo of the number {}.',
+        'a photo of the digit {}.',
+        'an image of the number {}.',
+        'a scan of the digit {}.',
+        'a picture of a {}.',
+    ),
     drawing=('a drawing of a {}.', 'a sketch of a {}.', 'a cartoon of a {}.', 'a painting of a {}.'),
-    medical=('a medical image of {}.', 'a microscope image of {}.', 'a scan that shows {}.'))
+    medical=('a medical image of {}.', 'a microscope image of {}.', 'a scan that shows {}.'),
+)
 
 
 def _is_set(given):
@@ -160,8 +200,10 @@ def _templates_of(path):
 
 
 def read_templates(
-    templates:str|os.PathLike|Sequence='photo', # a set of TEMPLATES, a sentence with `{}`, a file of them, or a list
-)->list[str]: # (T,) sentences with `{}`
+    templates: str
+    | os.PathLike
+    | Sequence = 'photo',  # a set of TEMPLATES, a sentence with `{}`, a file of them, or a list
+) -> list[str]:  # (T,) sentences with `{}`
     "Templates in any form; `ValueError` says which sets there are, or which sentence lacks its `{}`"
     if not isinstance(templates, (str, os.PathLike)):
         return _together(templates)
@@ -172,5 +214,7 @@ def read_templates(
         return _templates_of(text)
     if '{}' in text:
         return check_templates([text])
-    raise ValueError(f"templates: {text!r} is not a file, holds no {{}} for the class name, and is none of the sets: "
-                     + ', '.join(TEMPLATES))
+    raise ValueError(
+        f"templates: {text!r} is not a file, holds no {{}} for the class name, and is none of the sets: "
+        + ', '.join(TEMPLATES)
+    )

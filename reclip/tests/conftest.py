@@ -1,9 +1,12 @@
 "What several tests need: the demo model and its digits, loaded once."
+
 import copy
 import logging
 import os
 import warnings
-if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')          # several workers, one thread each; before torch counts the cores
+
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # several workers, one thread each; before torch counts the cores
 import pytest
 import torch
 from reclip import demo, encode_images, text_classifier
@@ -69,10 +72,12 @@ def features(clip, digits):
     return encode_images(model, digits[0], preprocess), text_classifier(Clip(*clip), demo.class_names, demo.templates)
 
 
-def blobs(n, m, d=16, seed=0, spread=.5, dtype=torch.float64):
+def blobs(n, m, d=16, seed=0, spread=0.5, dtype=torch.float64):
     "n image rows around m text rows, as a stand-in for features; `(images, texts, class of each image)`"
     g = torch.Generator().manual_seed(seed)
     texts = torch.nn.functional.normalize(torch.randn(m, d, generator=g, dtype=dtype), dim=1)
     owner = torch.randint(m, (n,), generator=g)
-    images = torch.nn.functional.normalize(texts[owner] + spread * torch.randn(n, d, generator=g, dtype=dtype) / d**.5 * 2, dim=1)
+    images = torch.nn.functional.normalize(
+        texts[owner] + spread * torch.randn(n, d, generator=g, dtype=dtype) / d**0.5 * 2, dim=1
+    )
     return images, texts, owner

@@ -1,4 +1,5 @@
 "The shipped weights behave as the page says, the command line runs, and the README's code does too."
+
 import csv
 import os
 import random
@@ -19,17 +20,24 @@ ROOT = Path(__file__).parents[2]
 def test_weights_behave_as_the_page_says(clip):
     model, preprocess, tokenizer = clip
     texts = text_classifier(Clip(model, preprocess, tokenizer), demo.class_names, demo.templates)
-    def score(images, labels): return accuracy(zero_shot_logits(encode_images(model, images, preprocess), texts), labels)
-    assert score(*demo.typeset(1000, demo.held_out_fonts(), seed=11)) >= .95           # a seed that the page does not use
-    assert .45 <= score(*demo.demo_digits()) <= .75
+
+    def score(images, labels):
+        return accuracy(zero_shot_logits(encode_images(model, images, preprocess), texts), labels)
+
+    assert score(*demo.typeset(1000, demo.held_out_fonts(), seed=11)) >= 0.95  # a seed that the page does not use
+    assert 0.45 <= score(*demo.demo_digits()) <= 0.75
     assert demo.WEIGHTS.stat().st_size < 8 * 2**20
 
 
 def test_it_is_a_real_open_clip_model(clip):
     import open_clip
+
     large = open_clip.create_model('ViT-B-32', pretrained=None)
     assert type(clip[0]) is type(large)
-    def names(model): return {re.sub(r'\.\d+\.', '.N.', n) for n, _ in model.named_parameters()}
+
+    def names(model):
+        return {re.sub(r'\.\d+\.', '.N.', n) for n, _ in model.named_parameters()}
+
     assert names(clip[0]) == names(large)
     assert torch.equal(clip[2](['a photo of a seven.']), open_clip.get_tokenizer('ViT-B-32')(['a photo of a seven.']))
 
@@ -41,22 +49,38 @@ def test_type_is_deterministic():
 
 
 def test_mnist_where_it_is_present(clip):
-    try: images, labels = demo.demo_mnist()
-    except FileNotFoundError as e: pytest.skip(str(e))
+    try:
+        images, labels = demo.demo_mnist()
+    except FileNotFoundError as e:
+        pytest.skip(str(e))
     model, preprocess, tokenizer = clip
     found = ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, epochs=0).fit(images[:1000])
-    assert images[0].size == (28, 28) and .3 < accuracy(found.labels_, labels[:1000]) < .9
+    assert images[0].size == (28, 28) and 0.3 < accuracy(found.labels_, labels[:1000]) < 0.9
 
 
 def test_mnist_says_where_it_looked(tmp_path):
-    with pytest.raises(FileNotFoundError, match='RECLIP_DATA'): demo.demo_mnist(tmp_path)
+    with pytest.raises(FileNotFoundError, match='RECLIP_DATA'):
+        demo.demo_mnist(tmp_path)
 
 
 def test_demo_command(tmp_path):
-    run = subprocess.run([sys.executable, '-m', 'reclip', 'demo', '-o', 'out', '--epochs', '1', '--quiet', '--no-report'], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-m', 'reclip', 'demo', '-o', 'out', '--epochs', '1', '--quiet', '--no-report'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
-    assert [line.split('  ')[1].strip() for line in run.stdout.splitlines() if '%' in line] == ['zero-shot', 'first pseudo-labels', 'T (text student)', 'V (image student)', 'final']
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['figure.png', 'images', 'labels.csv', 'run'] and [p.name for p in tmp_path.iterdir()] == ['out']
+    assert [line.split('  ')[1].strip() for line in run.stdout.splitlines() if '%' in line] == [
+        'zero-shot',
+        'first pseudo-labels',
+        'T (text student)',
+        'V (image student)',
+        'final',
+    ]
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['figure.png', 'images', 'labels.csv', 'run'] and [
+        p.name for p in tmp_path.iterdir()
+    ] == ['out']
     rows = list(csv.DictReader((tmp_path / 'out' / 'run' / 'predictions.csv').open()))
     back = ReCLIP.load(tmp_path / 'out' / 'run')
     assert [r['label'] for r in rows] == [demo.class_names[i] for i in back.labels_.tolist()] and len(rows) == 1797
@@ -75,5 +99,11 @@ def test_readme_code_runs(tmp_path):
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.M | re.S)
     assert blocks
     code = '\n'.join(b for b in blocks if '...' not in b)
-    run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'MPLBACKEND': 'agg'})
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'MPLBACKEND': 'agg'},
+    )
     assert run.returncode == 0, run.stderr

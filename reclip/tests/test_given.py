@@ -1,4 +1,4 @@
-"Words, labels, runs of others, numbers and options at the border of the command line: used as given, or a line says that not."
+"Words, labels, runs of others, numbers and options on the command line: used as given, or a line says that not."
 
 import json
 import os

@@ -80,7 +80,9 @@ class Labelled:
     "What a command left"
 
     def __init__(self, found, run):
-        self.code, self.output, self.error = found.exit_code, found.output, found.stderr
+        self.code = found.exit_code
+        self.output = found.output
+        self.error = found.stderr
         assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
         self.notes = [o.removeprefix('note: ') for o in re.split('[\r\n]', found.stderr) if o.startswith('note: ')]
         self.names, self.skipped = [], {}
@@ -349,9 +351,15 @@ def test_the_folder_of_a_phone(label, tmp_path, digits, bare):
 PLUGIN = '''
 from io import BytesIO
 from PIL import Image, PngImagePlugin
+
+
 def register_heif_opener():
     {body}
-    def factory(file, name): file.seek({at}); return PngImagePlugin.PngImageFile(BytesIO(file.read()))
+
+    def factory(file, name):
+        file.seek({at})
+        return PngImagePlugin.PngImageFile(BytesIO(file.read()))
+
     Image.register_open('HEIF', factory, lambda head: head[4:12] == b'ftypheic')
     Image.register_extension('HEIF', '.heic')
 '''
@@ -971,12 +979,20 @@ MEASURE = '''
 import json, sys
 from PIL import Image
 from reclip.formats import openable
-from reclip.pictures import _memory, open_image
+from reclip.memory import memory_needed
+from reclip.pictures import open_image
+
 openable()
-def now(key): return next(int(o.split()[1]) * 1024 for o in open('/proc/self/status') if o.startswith(key))
+
+
+def now(key):
+    return next(int(o.split()[1]) * 1024 for o in open('/proc/self/status') if o.startswith(key))
+
+
 found = {}
 for path in sys.argv[1:]:
-    with Image.open(path, formats=openable()) as picture: need = _memory(picture)
+    with Image.open(path, formats=openable()) as picture:
+        need = memory_needed(picture)
     open('/proc/self/clear_refs', 'w').write('5')
     before = now('VmRSS')
     image = open_image(path)

@@ -1,4 +1,5 @@
 "Stage 3 against a literal transcription of the released loop, and what it may and may not touch."
+
 import copy
 import pytest
 import torch
@@ -15,11 +16,20 @@ def test_equals_the_released_loop(clip, digits, recipe):
     logits, losses, _ = released.run(Clip(*clip), pixels, demo.class_names, demo.templates[:2], epochs=2, recipe=recipe)
     history, seen = [], []
     for epochs in (0, 1, 2):
-        found = adapt(Clip(model, None, tokenizer), pixels, demo.class_names, demo.templates[:2], epochs=epochs, recipe=recipe, max_dim=768, max_iter=20)
+        found = adapt(
+            Clip(model, None, tokenizer),
+            pixels,
+            demo.class_names,
+            demo.templates[:2],
+            epochs=epochs,
+            recipe=recipe,
+            max_dim=768,
+            max_iter=20,
+        )
         seen.append(found.logits.mean(0))
         history = found.history
     for ours, theirs in zip(seen, logits):
-        assert torch.allclose(ours, theirs, atol=5e-3)                   # logits up to 100, float32, two epochs of steps
+        assert torch.allclose(ours, theirs, atol=5e-3)  # logits up to 100, float32, two epochs of steps
         assert (ours.argmax(1) == theirs.argmax(1)).all()
     for row, (loss_t, loss_v) in zip(history[1:], losses):
         assert row['loss_t'] == pytest.approx(loss_t, rel=1e-3) and row['loss_v'] == pytest.approx(loss_v, rel=1e-3)
@@ -27,9 +37,15 @@ def test_equals_the_released_loop(clip, digits, recipe):
 
 class Labelled(Dataset):
     "Images with labels, as torchvision's datasets give them"
-    def __init__(self, images, labels): self.images, self.labels = images, labels
-    def __len__(self): return len(self.images)
-    def __getitem__(self, i): return self.images[i], int(self.labels[i])
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], int(self.labels[i])
 
 
 def result_of(images, clip, **settings):
@@ -39,7 +55,9 @@ def result_of(images, clip, **settings):
 def same(a, b):
     tensors = [o for o in a if isinstance(o, torch.Tensor)], [o for o in b if isinstance(o, torch.Tensor)]
     states = [a.text_state, a.image_state], [b.text_state, b.image_state]
-    return all(torch.equal(x, y) for x, y in zip(*tensors)) and all(torch.equal(x[k], y[k]) for x, y in zip(*states) for k in x)
+    return all(torch.equal(x, y) for x, y in zip(*tensors)) and all(
+        torch.equal(x[k], y[k]) for x, y in zip(*states) for k in x
+    )
 
 
 def test_no_label_can_reach_adaptation(clip, digits):
@@ -47,7 +65,12 @@ def test_no_label_can_reach_adaptation(clip, digits):
     plain = result_of(images, clip)
     shuffled = labels[torch.randperm(120, generator=torch.Generator().manual_seed(1))]
     assert not torch.equal(shuffled, labels)
-    for other in (Labelled(images, labels), Labelled(images, shuffled), Labelled(images, torch.full((120,), -7)), [dict(image=o, label=int(l)) for o, l in zip(images, labels)]):
+    for other in (
+        Labelled(images, labels),
+        Labelled(images, shuffled),
+        Labelled(images, torch.full((120,), -7)),
+        [dict(image=o, label=int(l)) for o, l in zip(images, labels)],
+    ):
         assert same(plain, result_of(other, clip))
     pixels = torch.stack([clip[1](o) for o in images])
     assert same(plain, result_of(TensorDataset(pixels, labels), clip)) and same(plain, result_of(pixels, clip))
@@ -55,11 +78,13 @@ def test_no_label_can_reach_adaptation(clip, digits):
 
 def test_a_scorer_is_read_by_nobody(clip, digits):
     images, labels = digits[0][:120], digits[1][:120]
+
     def vandal(predicted):
         "Scores, then spoils what it was given"
         score = accuracy(predicted, labels)
         predicted.fill_(3)
         return score
+
     plain, scored = result_of(images, clip), result_of(images, clip, scorer=vandal)
     assert same(plain, scored)
     assert 'accuracy' not in plain.history[0] and 0 < scored.history[0]['accuracy'] < 1
@@ -70,18 +95,28 @@ def test_a_scorer_is_read_by_nobody(clip, digits):
 def test_no_public_function_that_adapts_takes_labels():
     import inspect
     from reclip import label_features, neighbor_graph, projection_basis, propagate
+
     for f in (adapt, ReCLIP.fit, ReCLIP.__init__, label_features, propagate, projection_basis, neighbor_graph):
         named = {'labels', 'y', 'target', 'targets'} & set(inspect.signature(f).parameters)
-        assert named == ({'y'} if f is ReCLIP.fit else set())                  # scikit-learn passes it; see below
+        assert named == ({'y'} if f is ReCLIP.fit else set())  # scikit-learn passes it; see below
 
 
 def test_y_is_ignored(clip, digits):
     class Vandal:
         "Must not be looked at"
-        def __getattr__(self, name): raise AssertionError(name)
-        def __bool__(self): raise AssertionError
-        def __len__(self): raise AssertionError
-        def __iter__(self): raise AssertionError
+
+        def __getattr__(self, name):
+            raise AssertionError(name)
+
+        def __bool__(self):
+            raise AssertionError
+
+        def __len__(self):
+            raise AssertionError
+
+        def __iter__(self):
+            raise AssertionError
+
     made = [ReCLIP.from_model(*clip, demo.class_names, templates=demo.templates[:1], epochs=1) for _ in range(3)]
     plain, spoiled, labelled = (o.fit(digits[0][:60], *y) for o, y in zip(made, ((), (Vandal(),), (digits[1][:60],))))
     for other in (spoiled, labelled):
@@ -97,7 +132,9 @@ def test_the_model_comes_back_as_it_was(own_clip, digits):
     model.visual.ln_pre.eval()
     model.ln_final.weight.requires_grad_(False)
     model.ln_final.bias.grad = torch.ones(64)
-    values, flags, modes = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    values = copy.deepcopy(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
     ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=1).fit(digits[0][:100])
     assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
     assert flags == [p.requires_grad for p in model.parameters()] and modes == [m.training for m in model.modules()]
@@ -139,25 +176,39 @@ def test_epochs_of_the_released_code():
 def tiny(kind):
     "Other families of open_clip at toy size, with random weights"
     import open_clip
-    vision, text = dict(image_size=32, patch_size=8, layers=1, width=64), dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=1)
+
+    vision, text = (
+        dict(image_size=32, patch_size=8, layers=1, width=64),
+        dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=1),
+    )
     torch.manual_seed(0)
-    if kind == 'resnet': return open_clip.CLIP(32, vision | dict(layers=(1, 1, 1, 1), width=8), text)
-    if kind == 'own text tower': return open_clip.CustomTextCLIP(32, vision, text)
-    if kind == 'both ways': return open_clip.CustomTextCLIP(32, vision, text | dict(no_causal_mask=True, pool_type='last'))
+    if kind == 'resnet':
+        return open_clip.CLIP(32, vision | dict(layers=(1, 1, 1, 1), width=8), text)
+    if kind == 'own text tower':
+        return open_clip.CustomTextCLIP(32, vision, text)
+    if kind == 'both ways':
+        return open_clip.CustomTextCLIP(32, vision, text | dict(no_causal_mask=True, pool_type='last'))
 
 
 @pytest.mark.parametrize('kind', ['resnet', 'own text tower', 'both ways'])
 def test_other_towers(kind):
     import open_clip
     from reclip.clip import can_cut, encode_text
+
     model, tokenizer = tiny(kind).eval(), open_clip.SimpleTokenizer(context_length=16)
     tokens = tokenizer(['a cat', 'a photo of a dog.'])
-    with torch.no_grad(): theirs = model.encode_text(tokens, normalize=True)
+    with torch.no_grad():
+        theirs = model.encode_text(tokens, normalize=True)
     assert can_cut(model) == (kind != 'both ways') and torch.allclose(encode_text(model, tokens), theirs, atol=1e-6)
     before = copy.deepcopy(model.state_dict())
     pixels = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = ReCLIP.from_model(model, None, tokenizer, ['cat', 'dog', 'cow', 'hen'], epochs=1).fit(pixels)
     assert torch.equal(found.predict(pixels), found.labels_)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())       # BatchNorm's running statistics among them
-    assert any(not torch.equal(v, before[k]) for k, v in found.image_state_.items()) and any(not torch.equal(v, before[k]) for k, v in found.text_state_.items())
-    if kind == 'resnet': assert any('bn1' in k for k in found.image_state_) and not any('running' in k for k in found.image_state_)
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items()
+    )  # BatchNorm's running statistics among them
+    assert any(not torch.equal(v, before[k]) for k, v in found.image_state_.items()) and any(
+        not torch.equal(v, before[k]) for k, v in found.text_state_.items()
+    )
+    if kind == 'resnet':
+        assert any('bn1' in k for k in found.image_state_) and not any('running' in k for k in found.image_state_)

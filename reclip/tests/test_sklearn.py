@@ -1,4 +1,5 @@
 "The estimator as scikit-learn and its users know estimators: features and pictures in every form, pipelines, searches."
+
 import inspect
 import os
 import subprocess
@@ -75,7 +76,10 @@ def test_features_in_every_form(rows, tmp_path):
     assert isinstance(expected.predict(x), torch.Tensor) and expected.n_features_in_ == 64
     np.save(tmp_path / 'x.npy', x.numpy())
     forms = dict(
-        array=x.numpy(), double=x.double().numpy(), table=pd.DataFrame(x.numpy()), rows=x.tolist(),
+        array=x.numpy(),
+        double=x.double().numpy(),
+        table=pd.DataFrame(x.numpy()),
+        rows=x.tolist(),
         mapped=np.load(tmp_path / 'x.npy', mmap_mode='r'),
     )
     for name, form in forms.items():
@@ -156,9 +160,15 @@ def test_pictures_in_every_form(digits, tmp_path):
     expected = fresh(epochs=0).fit(images)
     series = pd.Series(paths, index=range(5, 17))
     forms = dict(
-        paths=paths, series=series, filtered=series[series.index > 4], table=pd.DataFrame(dict(n=1, path=series)),
-        pictures=pd.DataFrame(dict(image=images)), array=np.stack([np.asarray(o) for o in images]),
-        names=np.array(paths), folder=Numbered(images), columns=Columns(images, 'img'),
+        paths=paths,
+        series=series,
+        filtered=series[series.index > 4],
+        table=pd.DataFrame(dict(n=1, path=series)),
+        pictures=pd.DataFrame(dict(image=images)),
+        array=np.stack([np.asarray(o) for o in images]),
+        names=np.array(paths),
+        folder=Numbered(images),
+        columns=Columns(images, 'img'),
     )
     for name, form in forms.items():
         found = fresh(epochs=0).fit(form)
@@ -189,7 +199,11 @@ def test_every_parameter_is_explained():
 def test_static_tools_see_the_names():
     text = inspect.getsource(reclip)
     seen = types.ModuleType('seen')
-    text = text.replace('if TYPE_CHECKING:', 'if True:').replace('from . ', 'from reclip ').replace('from .', 'from reclip.')
+    text = (
+        text.replace('if TYPE_CHECKING:', 'if True:')
+        .replace('from . ', 'from reclip ')
+        .replace('from .', 'from reclip.')
+    )
     exec(text, vars(seen))
     assert all(hasattr(seen, name) and getattr(seen, name) is getattr(reclip, name) for name in reclip.__all__)
     assert os.path.isfile(os.path.join(os.path.dirname(reclip.__file__), 'py.typed'))

@@ -1,4 +1,5 @@
 "What somebody who did not write these pages tried on the command line: each input is used as given, or a line says so."
+
 import json
 import numpy as np
 import pytest
@@ -49,8 +50,15 @@ def test_yaml_that_says_what_its_text_is_stays_text(pictures, tmp_path):
     assert json.loads((tmp_path / 'run/config.json').read_text())['run']['classes'] == ['one', '2', 'three']
 
 
-@pytest.mark.parametrize('text, got', [('[1, 2]', 'got 1 at [0]'), ('["one", null]', 'got None at [1]'),
-                                       ('["one", true]', 'got True at [1]'), ('5', 'got a int')])
+@pytest.mark.parametrize(
+    'text, got',
+    [
+        ('[1, 2]', 'got 1 at [0]'),
+        ('["one", null]', 'got None at [1]'),
+        ('["one", true]', 'got True at [1]'),
+        ('5', 'got a int'),
+    ],
+)
 def test_what_is_no_name_is_shown(pictures, tmp_path, text, got):
     (tmp_path / 'c.json').write_text(text)
     found = zeroshot(pictures, tmp_path / 'c.json', tmp_path / 'run', '--no-cache')
@@ -61,7 +69,7 @@ def test_a_cache_that_cannot_be_used_is_noted(pictures, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     found = zeroshot(pictures, WORDS, tmp_path / 'run', '--cache', tmp_path / 'file')
     assert found.exit_code == 0 and found.stderr.count('features cannot be kept') == 1
-    note, = noted(tmp_path / 'run')
+    (note,) = noted(tmp_path / 'run')
     assert str(tmp_path / 'file') in note and '--cache' in note
 
 
@@ -71,7 +79,7 @@ def test_pictures_that_are_damaged_or_not_there_are_noted(pictures, tmp_path):
     (tmp_path / 'list.txt').write_text('\n'.join(map(str, paths)))
     found = zeroshot(tmp_path / 'list.txt', WORDS, tmp_path / 'run', '--no-cache', '--max-unreadable', '.5')
     assert found.exit_code == 0, found.stderr
-    note, = noted(tmp_path / 'run')
+    (note,) = noted(tmp_path / 'run')
     assert '2 of 12 pictures without a label' in note and note in ' '.join(found.stderr.split())
 
 
@@ -87,7 +95,18 @@ def test_a_name_that_the_system_refuses_is_said_in_words(pictures, tmp_path, opt
         found = reclip('report', run, '--labels', path)
     else:
         given = dict(images=pictures, classes=WORDS, templates='digit') | {option: path}
-        found = reclip('zeroshot', given['images'], '-c', given['classes'], '-m', 'demo', '-t', given['templates'],
-                       '-o', tmp_path / 'run', '--no-cache')
+        found = reclip(
+            'zeroshot',
+            given['images'],
+            '-c',
+            given['classes'],
+            '-m',
+            'demo',
+            '-t',
+            given['templates'],
+            '-o',
+            tmp_path / 'run',
+            '--no-cache',
+        )
     assert found.exit_code == 2 and found.stderr.strip() and '[Errno' not in found.stderr, found.stderr
     assert 'Traceback' not in found.stderr and found.exception.__class__ is SystemExit

@@ -952,7 +952,9 @@ def tokenizers(kind, folder):
 @pytest.mark.parametrize('kind', ['simple', 'demo', 'reduced', 'words', 'left', 'clips', 'clean', 'stripped', 'siglip'])
 def test_prompts_that_are_cut(kind, tmp_path):
     tokenizer, most = tokenizers(kind, tmp_path)
-    full, long, short = ' '.join(['word'] * most), ' '.join(['word'] * (most + 1)), 'a thing'
+    full = ' '.join(['word'] * most)
+    long = ' '.join(['word'] * (most + 1))
+    short = 'a thing'
     with noting() as notes:
         prompt_tokens(tokenizer, [short, full, short])
     assert notes == []
@@ -1126,7 +1128,9 @@ def results(tmp_path_factory, pictures):
 @pytest.mark.parametrize('kind', ['pickle', 'torch', 'python', 'array'])
 def test_code_in_any_file_of_a_result(kind, results, pictures, tmp_path, monkeypatch):
     finished, _, words = results
-    content, marker, codes = payloads(tmp_path / 'marker')[kind], tmp_path / 'marker', set()
+    content = payloads(tmp_path / 'marker')[kind]
+    marker = tmp_path / 'marker'
+    codes = set()
     monkeypatch.setattr('reclip.report.parts_for', lambda d: [])  # what is read before is all that is read
     names = sorted(o.name for o in finished.iterdir())
     assert {
