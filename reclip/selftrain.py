@@ -122,12 +122,9 @@ class Training(OneProcess):
         text, basis = self.first_text, self.first_basis
         if epoch:
             text = self.texts(self.prompts)
-            try:
-                basis = self.basis(text)
-            except ValueError as e:
-                raise too_far(
-                    f'after epoch {epoch}, the class texts of T are no numbers', self.settings, 'lr_text'
-                ) from e
+            if not (text.norm(dim=1) > 0).all():  # NaN is not
+                raise too_far(f'after epoch {epoch}, the class texts of T are no numbers', self.settings, 'lr_text')
+            basis = self.basis(text)
         image = self.images() if epoch else self.frozen
         predicting = self.texts(self.first_prompts) if self.settings.recipe == 'official' else text
         predicted = student_labels(self.frozen, predicting, image, self.centroids)
@@ -165,7 +162,10 @@ class Training(OneProcess):
         self,
         look: Look,  # the last one
     ) -> Adapted:
-        "What has been learned"
+        "What has been learned; without an epoch, V's classifier is what the labels make of the pretrained features"
+        if self.settings.voices().start and not self.trained:
+            labels = look.v.pseudo_labels
+            self.centroids = class_centroids(look.image_features, labels, self.first_text, self.centroids)
         return Adapted(
             text_state=norm_state(self.clip.model, 'text'),
             image_state=norm_state(self.clip.model, 'image'),
