@@ -26,7 +26,7 @@ SETS = {  # by model; small ones first
     ),
 }
 METHODS = ('zeroshot', 'propagation', 'kmeans', 'transclip', 'stata', 'zlap')  # on features: seconds each
-SCENARIOS = (Scenario(), Scenario(present=2), Scenario(present=4), Scenario(imbalance=50))
+SCENARIOS = (Scenario(), Scenario(present=2), Scenario(present=4), Scenario(imbalance=50.0))
 
 
 def words():
