@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
@@ -359,3 +360,14 @@ def test_a_damaged_line_is_named_and_nothing_is_packed(tmp_path):
     with pytest.raises(ValueError, match=r'\.jsonl'):
         pack_rows(tmp_path / 'A', tmp_path / 'p.json')
     assert packed.read_bytes() == before and not (tmp_path / 'p.json').exists()
+
+
+COMMITTED = Path(__file__).parents[2] / 'nbs' / 'benchmarks' / 'rows' / 'eval' / 'accuracy.jsonl'
+
+
+@pytest.mark.skipif(not COMMITTED.exists(), reason='the pages are not beside the package')
+def test_committed_rows_are_small_and_as_they_would_be_packed_again(tmp_path):
+    assert pack_rows(COMMITTED, tmp_path / 'again.jsonl').read_bytes() == COMMITTED.read_bytes()
+    assert COMMITTED.stat().st_size < 3_000_000
+    rows = read_rows(COMMITTED)
+    assert rows.command.is_unique and not rows.command.str.contains(' /', regex=False).any()
