@@ -118,7 +118,7 @@ def _file(name, metavar, help):
 
 Rows = Annotated[
     list[Path],
-    typer.Argument(metavar='RESULTS', show_default=False, help='Folders that `reclip eval` wrote, or single rows.'),
+    typer.Argument(metavar='RESULTS', show_default=False, help='Folders that `reclip eval` wrote, rows, packed rows.'),
 ]
 Csv = _file('--csv', 'FILE', 'Write all tables as `.csv`.')
 Markdown = _file('--markdown', 'FILE', 'Write all tables as `.md`.')

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from reclip.clip import Clip
 from reclip.encoded import about_model, image_source, write_features
+from reclip.evaluate import some_images
 from reclip.evaluating import evaluate_sets, open_sets
+from reclip.pictures import as_images
 from reclip.result_rows import Asked, near_path
-from reclip.scenarios import Scenario
+from reclip.scenarios import Scenario, choose_images
 from reclip.settings import DEFAULTS, using
 
 
@@ -21,6 +23,22 @@ def photos_clip(folder):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return Clip(*module.photos_clip())
+
+
+def part_of(data, n):
+    "At most `n` images of a set, drawn once, so that all methods and seeds have the same; its split says so"
+    if n is None or len(data.labels) <= n:
+        return data
+    rows = choose_images(data.labels, Scenario(limit=n))
+    split = f'{data.split}, {n:,} of {len(data.labels):,} images'
+    return data._replace(images=some_images(as_images(data.images), rows), labels=data.labels[rows], split=split)
+
+
+def command_words(o):
+    "How the command begins that makes a row again"
+    found = ['python', 'nbs/benchmarks/photo_rows.py', '--models', near_path(o.models), '--root', near_path(o.root)]
+    found += ['--part', str(o.part)] if o.part is not None else []
+    return found + (['--epochs', str(o.epochs)] if o.epochs is not None else [])
 
 
 def words():
@@ -33,6 +51,7 @@ def words():
     p.add_argument('--seed', action='append', type=int)
     for name, kind in Scenario.__annotations__.items():
         p.add_argument(f'--{name}', type=float if name == 'imbalance' else int)
+    p.add_argument('--part', type=int, help='at most so many images of each set, drawn once')
     p.add_argument('--epochs', type=int)
     p.add_argument('--results', default='results')
     p.add_argument('--overwrite', action='store_true')
@@ -43,13 +62,12 @@ def words():
 def main():
     o = words()
     clip = photos_clip(o.models)
+    opened = [part_of(data, o.part) for data in open_sets(o.set, o.root)]
     if o.features:
         model = about_model(clip, 'photos')
-        for data in open_sets(o.set, o.root):
+        for data in opened:
             print(write_features(image_source(clip, data, model), o.features))
         return
-    begin = ['python', 'nbs/benchmarks/photo_rows.py', '--models', near_path(o.models), '--root', near_path(o.root)]
-    begin += ['--epochs', str(o.epochs)] if o.epochs is not None else []
     usual = Asked()
     asked = Asked(
         o.method or usual.methods,
@@ -57,13 +75,13 @@ def main():
         Scenario(o.present, o.imbalance, o.limit),
         using(DEFAULTS, epochs=o.epochs),
         o.overwrite,
-        begin,
+        command_words(o),
     )
 
     def tell(row):
         print(row['set'], row['method'], row['seed'], np.round(100 * row['stages']['final']['top1'], 2), flush=True)
 
-    evaluate_sets(clip, o.set, o.results, asked, 'photos', o.root, tell=tell)
+    evaluate_sets(clip, opened, o.results, asked, 'photos', tell=tell)
 
 
 if __name__ == '__main__':

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 from reclip.cli import app
-from reclip.found_rows import read_rows
+from reclip.found_rows import pack_rows, read_rows
 from reclip.gains import gain_figure, gains, write_figure
 from reclip.notes import noting
 from reclip.table import beside_published, published, summarize_rows, to_markdown, write_csv, write_markdown
@@ -319,3 +320,54 @@ def test_an_empty_folder_is_one_sentence(tmp_path):
     done = table(tmp_path)
     assert done.exit_code == 2 and 'no rows there; reclip eval makes some' in done.output
     assert table(tmp_path / 'none').exit_code == 2
+
+
+# packed
+
+
+def test_packed_rows_are_those_of_the_folder_in_equal_bytes(tmp_path):
+    rows = [row(o, 'x', seed, words='é\u2028') for o in 'ba' for seed in (10, 9)]
+    one, other = save(tmp_path / 'A', *rows), save(tmp_path / 'B', *rows[::-1])
+    packed = pack_rows(one, tmp_path / 'one.jsonl')
+    assert packed.read_bytes() == pack_rows([other], tmp_path / 'other.jsonl').read_bytes()
+    assert packed.read_text(encoding='utf-8').count('\n') == 4
+    found = read_rows(packed)
+    assert found.drop(columns='path').equals(read_rows(one).drop(columns='path'))
+    assert found.path.tolist() == [f'{packed}, line {i}' for i in range(1, 5)] and found.seed.tolist() == [9, 10] * 2
+    assert table(packed).stdout == table(one).stdout != ''
+
+
+def test_packing_again_adds_rows_and_replaces_those_of_the_same_run(tmp_path):
+    packed = pack_rows(save(tmp_path / 'A', row('a', 'x'), row('b', 'x')), tmp_path / 'p.jsonl')
+    pack_rows(save(tmp_path / 'B', row('b', 'x', after=0.9), row('b', 'y')), packed)
+    assert read_rows(packed)[['set', 'method', 'top1']].values.tolist() == [
+        ['a', 'x', 60],
+        ['b', 'x', 90],
+        ['b', 'y', 60],
+    ]
+
+
+def test_a_damaged_line_is_named_and_nothing_is_packed(tmp_path):
+    packed = pack_rows(save(tmp_path / 'A', row('a', 'x')), tmp_path / 'p.jsonl')
+    packed.write_text(packed.read_text() + '{"schema": 1}\n')
+    before = packed.read_bytes()
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2 .*no 'model'"):
+        read_rows(packed)
+    with pytest.raises(ValueError, match='line 2'):
+        pack_rows(tmp_path / 'A', packed)
+    with pytest.raises(ValueError, match='same run'):
+        pack_rows([tmp_path / 'A', save(tmp_path / 'B', row('a', 'x'))], packed)
+    with pytest.raises(ValueError, match=r'\.jsonl'):
+        pack_rows(tmp_path / 'A', tmp_path / 'p.json')
+    assert packed.read_bytes() == before and not (tmp_path / 'p.json').exists()
+
+
+COMMITTED = Path(__file__).parents[2] / 'nbs' / 'benchmarks' / 'rows' / 'eval' / 'accuracy.jsonl'
+
+
+@pytest.mark.skipif(not COMMITTED.exists(), reason='the pages are not beside the package')
+def test_committed_rows_are_small_and_as_they_would_be_packed_again(tmp_path):
+    assert pack_rows(COMMITTED, tmp_path / 'again.jsonl').read_bytes() == COMMITTED.read_bytes()
+    assert COMMITTED.stat().st_size < 3_000_000
+    rows = read_rows(COMMITTED)
+    assert rows.command.is_unique and not rows.command.str.contains(' /', regex=False).any()
