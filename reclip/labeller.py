@@ -18,7 +18,6 @@ from .notes import note
 from .projection import center
 from .pseudolabel import propagate_labels
 from .settings import DEFAULTS, Settings, using
-from .zeroshot import same_space
 
 # %% ../nbs/05c_labeller.ipynb #labeller-occupancy
 FEW, ALL = 0.5, 0.85  # shares of the classes in use below which only "few" counts, above which only "all"
@@ -104,7 +103,8 @@ def mixture_shares(
     index, cosine, _ = find_neighbors(nodes, using(settings, n_neighbors=FAR), split=split)
     near, far = (near_weights(index[:, :k], cosine[:, :k]) for k in (NEAR, FAR))
     u = fullness(classes_in_use(smooth(near, xc, 2), tc))
-    shares, score = fit_mixture(_between(u, x, t, xc, tc, (near, far), logit_scale))
+    model = _between(u, x, t, xc, tc, (near, far), logit_scale)
+    shares, score = fit_mixture(model, settings.verbose)
     best = score.argmax(1)
     label = shares.classes.gather(1, best[:, None])
     expected = sum(

@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'KEPT', 'Near', 'near_weights', 'smooth', 'Shares', 'parts',
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 
 # %% ../nbs/05a_mixture.ipynb #mixture-near
 class Near(NamedTuple):
@@ -137,11 +138,14 @@ def _new_shares(model, shares, mu, var, k):
 
 def fit_mixture(
     model: Model,  # of N images and M classes
+    progress: bool = False,  # show a bar
 ) -> tuple[Shares, torch.Tensor]:  # shares, and scores (N, K) before the softmax, of the same classes
     "Means and shares in turn; N * min(M, 64) numbers are kept"
     k = min(KEPT, len(model.anchors))
     shares = _first_shares(model, k)
-    for _ in range(model.rounds):
-        mu, var = class_means(model.x, shares, model.anchors, model.anchor)
-        shares, score = _new_shares(model, shares, mu, var, k)
+    with tqdm(desc='fit mixture', total=model.rounds, disable=not progress, delay=1, leave=False) as bar:
+        for _ in range(model.rounds):
+            mu, var = class_means(model.x, shares, model.anchors, model.anchor)
+            shares, score = _new_shares(model, shares, mu, var, k)
+            bar.update()
     return shares, score

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from .graph import nearest_neighbors, normalize_graph, sparse_csr
 from .pseudolabel import propagate
-from .settings import DEFAULTS
+from .settings import CLIP_SCALE
 from .zeroshot import same_space
 
 # %% ../nbs/14e_peers.ipynb #peers-start
@@ -57,7 +57,7 @@ def _assign(z, log_fixed, near, n_inner):
 def transclip(
     image_features,  # (N, D), rows of any length but zero
     text_features,  # (M, D) of the same model
-    logit_scale: float = DEFAULTS.logit_scale,  # already exponentiated
+    logit_scale: float = CLIP_SCALE,  # already exponentiated
     seed: int = 0,  # has no influence
     *,
     n_neighbors: int = 3,  # images that an image hears
@@ -84,7 +84,7 @@ def transclip(
 def stata(
     image_features,  # (N, D), rows of any length but zero
     text_features,  # (M, D) of the same model
-    logit_scale: float = DEFAULTS.logit_scale,  # already exponentiated
+    logit_scale: float = CLIP_SCALE,  # already exponentiated
     seed: int = 0,  # has no influence
     *,
     anchor_weight: float = 1.0,  # alpha: images that an anchor counts for
@@ -127,7 +127,7 @@ def _two_kinds(x, t, n_neighbors, gamma, text_gamma):
 def zlap(
     image_features,  # (N, D), rows of any length but zero
     text_features,  # (M, D) of the same model
-    logit_scale: float = DEFAULTS.logit_scale,  # already exponentiated; counts where nothing arrives
+    logit_scale: float = CLIP_SCALE,  # already exponentiated; counts where nothing arrives
     seed: int = 0,  # has no influence
     *,
     n_neighbors: int = 5,  # k: images, and texts, that an image is linked to
@@ -147,7 +147,7 @@ def zlap(
 def kmeans(
     image_features,  # (N, D), rows of any length but zero
     text_features,  # (M, D) of the same model
-    logit_scale: float = DEFAULTS.logit_scale,  # already exponentiated
+    logit_scale: float = CLIP_SCALE,  # already exponentiated
     seed: int = 0,  # of the start
 ) -> torch.Tensor:  # probabilities (N, M) float32
     "k-means on image features, clusters matched to texts; `ValueError` if features or logit_scale are none"

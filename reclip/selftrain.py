@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['default_epochs', 'Training', 'adapt', 'Adapted', 'Look', 'NORMS', 'Prompts', 'RECIPES', 'set_norm_state',
-           'texts_with_gradients']
+           'texts_with_gradients', 'agreement', 'student_logits']
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-export-imports
 import time
@@ -24,7 +24,7 @@ from .pseudolabel import Summary
 from .prompts import Prompts, class_texts, class_tokens, on_device, texts_with_gradients
 from .settings import DEFAULTS, RECIPES, Settings, using
 from .steps import Lesson, OneProcess, too_far, train_epoch
-from .students import Adapted, Look, class_centroids, history_row, student_labels
+from .students import Adapted, Look, agreement, class_centroids, history_row, student_labels, student_logits
 from .zeroshot import check_templates
 
 _all_ = [
@@ -35,6 +35,8 @@ _all_ = [
     'RECIPES',
     'set_norm_state',
     'texts_with_gradients',
+    'agreement',
+    'student_logits',
 ]  # can be imported from here too
 
 # %% ../nbs/06_selftrain.ipynb #selftrain-training

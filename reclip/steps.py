@@ -69,7 +69,7 @@ def _text_gradients(model, lesson, batch, complete, chunk, s):
     b, prompts = batch.rows, lesson.prompts
     with mixed(b.device, s.precision):
         own = texts_with_gradients(model, *prompts, chunk) if prompts.n_classes else lesson.centroids[:0]
-    logits = s.logit_scale * lesson.frozen_features[b] @ complete(own).T
+    logits = s.scale() * lesson.frozen_features[b] @ complete(own).T
     loss = F.cross_entropy(logits, lesson.pseudo_labels[b])
     if prompts.n_classes:
         (_gain(s) * loss).backward()
@@ -89,7 +89,7 @@ def _image_gradients(model, lesson, batch, place, size, s):
         return total
     labels = lesson.pseudo_labels[batch.mine]
     for images, label in zip(batch.images.split(size), labels.split(size)):
-        logits = s.logit_scale * _image_features(model, images, place, s) @ lesson.centroids.T
+        logits = s.scale() * _image_features(model, images, place, s) @ lesson.centroids.T
         loss = F.cross_entropy(logits, label, reduction='sum') * batch.weight
         (_gain(s) * loss).backward()
         total = total + loss.detach()

@@ -95,6 +95,7 @@ ARRIVES = [
     ('--tol', 0.001, 'tol', 0.001),
     ('--momentum', 0.5, 'momentum', 0.5),
     ('--weight-decay', 0.1, 'weight_decay', 0.1),
+    ('--labeller', 'propagation', 'labeller', 'propagation'),
     ('--logit-scale', 50, 'logit_scale', 50.0),
     ('--keep-images', 0, 'keep_images', 0.0),
     ('--search', 'exact', 'search', 'exact'),
@@ -159,7 +160,7 @@ def test_where_nothing_is_trained_batch_size_is_that_of_encoding(option, monkeyp
         ('--step', 0, 'batch_size: expected a whole number from 1 up, got 0'),
         ('--max-dim', 'many', "max_dim: expected a whole number from 1 up, got 'many'"),
         ('--max-dim', 0, 'max_dim: expected a whole number from 1 up, got 0'),
-        ('--recipe', 'mine', "recipe: expected one of paper, official, got 'mine'"),
+        ('--recipe', 'mine', "recipe: expected one of auto, paper, official, got 'mine'"),
         ('--tol', -1, 'tol: expected a number from 0 up, got -1.0'),
         ('--tol', 'nan', 'tol: expected a number from 0 up, got nan'),
         ('--alpha', 1, 'alpha: expected a number between 0 and 1, both excluded, got 1.0'),
@@ -359,7 +360,7 @@ def test_help_names_values():
         text=True,
         env=os.environ | dict(COLUMNS='150', TERM='dumb'),
     ).stdout
-    for word in ('IMAGES', 'WORDS', 'NAME', 'TAG', 'none|P1|P2', 'N [x>=1]', 'DIR'):
+    for word in ('IMAGES', 'WORDS', 'NAME', 'TAG', 'none|center|P1|P2', 'N [x>=1]', 'DIR'):
         assert word in found, word
     for word in ('list[str]', '<path>', '<int', '<float'):
         assert word not in found, word

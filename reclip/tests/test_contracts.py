@@ -194,7 +194,7 @@ def test_confidence_survives_tiny_negatives():
         (dict(alpha=1.0), 'between 0 and 1'),
         (dict(n_neighbors=0), 'from 1 up'),
         (dict(max_iter=0), 'from 1 up'),
-        (dict(projection='p2'), 'expected one of none, P1, P2'),
+        (dict(projection='p2'), 'expected one of none, center, P1, P2'),
         (dict(max_dim=0), 'from 1 up'),
         (dict(max_dim=1), 'leaves no direction'),
     ],
@@ -321,7 +321,9 @@ def test_identical_images_and_two_classes_can_be_fitted(clip, digits):
     twins = ReCLIP.from_model(model, preprocess, tokenizer, demo.class_names, epochs=1).fit(digits[0][:1] * 40)
     assert len(set(twins.labels_.tolist())) == 1
     with pytest.warns(UserWarning, match='one direction'):
-        two = ReCLIP.from_model(model, preprocess, tokenizer, ['zero', 'one'], epochs=1).fit(digits[0][:60])
+        two = ReCLIP.from_model(model, preprocess, tokenizer, ['zero', 'one'], epochs=1, recipe='paper').fit(
+            digits[0][:60]
+        )
     assert set(two.labels_.tolist()) <= {0, 1}
 
 
@@ -348,7 +350,7 @@ def test_bad_estimator_settings(clip, digits):
         (dict(templates=['digit']), 'exactly one {}'),
         (dict(alpha=2), 'between 0 and 1'),
         (dict(batch_size=0), 'batch_size'),
-        (dict(projection='P3'), 'none, P1, P2'),
+        (dict(projection='P3'), 'none, center, P1, P2'),
     ]:
         with pytest.raises(ValueError, match=says):
             fit(**settings)
@@ -416,17 +418,17 @@ def test_each_long_stage_has_a_bar(shown, first, search, clip, features, monkeyp
     if search == 'approximate':
         pytest.importorskip('faiss')
     monkeypatch.setattr(Bar, 'seen', [])
-    for module in ('encode', 'texts', 'graph', 'blocks', 'approximate'):
+    for module in ('encode', 'texts', 'graph', 'blocks', 'approximate', 'mixture'):
         monkeypatch.setattr(f'reclip.{module}.tqdm', Bar)
     for module in ('texts', 'adapt'):
         monkeypatch.setattr(f'reclip.{module}.is_first', lambda: first)
-    ReCLIP.from_model(
-        clip[0], clip[1], clip[2], demo.class_names, templates=demo.templates, verbose=shown, search=search
-    ).fit_features(features[0])
-    assert [(o.desc, o.shown) for o in Bar.seen] == [
-        (o, shown and first) for o in ('encode prompts', 'find neighbours', 'spread labels')
-    ]
-    assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == 100
+    for recipe, last, total in (('paper', 'spread labels', 100), ('auto', 'fit mixture', 10)):
+        Bar.seen.clear()
+        how = dict(templates=demo.templates, verbose=shown, search=search, recipe=recipe)
+        ReCLIP.from_model(*clip[:3], demo.class_names, **how).fit_features(features[0])
+        stages = ('encode prompts', 'find neighbours', last)
+        assert [(o.desc, o.shown) for o in Bar.seen] == [(o, shown and first) for o in stages]
+        assert all(o.n == o.total for o in Bar.seen) and Bar.seen[0].total == 50 and Bar.seen[2].total == total
 
 
 def test_prompts_are_encoded_once(own_clip, features, monkeypatch):

@@ -19,7 +19,7 @@ from reclip import demo, evaluate, evaluating, label_features, scores
 from reclip.cli import app
 from reclip.clip import Clip
 from reclip.encoded import Source, about_model, about_words, features_source, image_source, write_features
-from reclip.evaluate import METHODS, PEERS, Sample, method_settings, predict
+from reclip.evaluate import METHODS, PEERS, TRAINED, Sample, method_settings, predict
 from reclip.evaluating import evaluate_sources
 from reclip.result_rows import Asked, near_path, row_name
 from reclip.scenarios import Scenario, choose_images
@@ -138,7 +138,7 @@ def test_scenarios_are_of_the_seed():
 # methods
 
 
-@pytest.mark.parametrize('method', ['zeroshot', 'propagation', *PEERS])
+@pytest.mark.parametrize('method', ['zeroshot', 'propagation', 'mixture', *PEERS])
 def test_methods_on_features_give_probabilities(method):
     x, t, _ = blobs(80, 4, dtype=torch.float32)
     found = predict(method, Sample(x, t, 20.0))
@@ -157,16 +157,17 @@ def test_propagation_is_the_librarys():
     )
 
 
-def test_training_is_the_librarys(source):
+@pytest.mark.parametrize('method', ['reclip', 'reclip-paper'])
+def test_training_is_the_librarys(method, source):
     from reclip.selftrain import adapt
 
-    sample, s = source.sample(np.arange(90)), using(epochs=1)
-    found = predict('reclip', sample, s)
+    sample, s = source.sample(np.arange(90)), using(epochs=1, recipe=TRAINED[method])
+    found = predict(method, sample, s)
     theirs = adapt(sample.clip, sample.images, sample.class_names, sample.templates, s)
     assert list(found.stages) == ['zeroshot', 'first', 'T', 'V', 'final']
     labels = {k: p().argmax(1) for k, p in found.stages.items()}
     assert torch.equal(labels['zeroshot'], theirs.zero_shot_labels) and torch.equal(
-        labels['final'], theirs.logits.mean(0).argmax(1)
+        labels['final'], theirs.logits[s.voices()].mean(0).argmax(1)
     )
     assert torch.equal(labels['T'], theirs.logits[0].argmax(1)) and torch.equal(labels['V'], theirs.logits[1].argmax(1))
     known = theirs.first_pseudo_labels >= 0

@@ -237,7 +237,7 @@ def test_adapts_by_name(name, toys, images, tmp_path):
     found = ReCLIP(name, str(toys / f'{name}.safetensors'), names, epochs=1, device='cpu').fit(images)
     model = found.loaded().model
     assert all(torch.equal(v, checkpoint[k]) for k, v in model.state_dict().items())
-    assert found.history_[1]['steps'] == 1 and found.history_[1]['loss_t'] > 0.01 and found.history_[1]['loss_v'] > 0.01
+    assert found.history_[1]['steps'] == 1 and min(found.history_[1]['loss_t'], found.history_[1]['loss_v']) > 0.001
     for state, norms in zip((found.text_state_, found.image_state_), norm_names(model)):
         assert (
             set(state) == set(norms) and max((v - checkpoint[k]).abs().max() for k, v in state.items()) > 1e-5

@@ -28,21 +28,22 @@ def random_case(n=90, m=7, d=12, seed=0):
     return x, t, near_weights(near.indices, near.values)
 
 
-def dense(x, t, near, log_prior, anchor, temper, pull, rounds=10, sweeps=3):
+def dense(model):
     "The two formulas in float64, with everything in memory"
-    x, t, log_prior = x.double(), t.double(), log_prior.double()
+    x, t, near = model.x.double(), model.anchors.double(), model.near
+    log_prior = model.prior(slice(None)).double()
     w = torch.zeros(len(x), len(x), dtype=x.dtype).scatter_(1, near.index, near.weight.double())
     r = log_prior.softmax(1)
-    for _ in range(rounds):
+    for _ in range(model.rounds):
         mass = r.sum(0)
-        beta = (mass / (mass + anchor))[:, None]
+        beta = (mass / (mass + model.anchor))[:, None]
         mu = F.normalize(beta * (r.T @ x) / mass[:, None] + (1 - beta) * t, dim=1)
         apart = (x[:, None] - mu) ** 2
         var = (r[:, :, None] * apart).sum((0, 1))
-        var = (var + anchor * var.mean() / len(x)) / (len(x) + anchor)
-        own = log_prior - temper / 2 * (apart / var).sum(2)
-        for _ in range(sweeps):
-            r = (own + pull * w @ r).softmax(1)
+        var = (var + model.anchor * var.mean() / len(x)) / (len(x) + model.anchor)
+        own = log_prior - model.temper / 2 * (apart / var).sum(2)
+        for _ in range(model.sweeps):
+            r = (own + model.pull * w @ r).softmax(1)
     return r
 
 
@@ -54,8 +55,9 @@ def shares_of(shares, m):
 def test_the_streamed_mixture_is_the_naive_one(anchor, temper, pull, monkeypatch):
     x, t, near = random_case()
     monkeypatch.setattr(mixture, 'BLOCK', 32)  # several blocks, the last one smaller
-    found, _ = fit_mixture(Model(x, ((9 * x, t),), t, near, anchor, temper, pull))
-    wanted = dense(x, t, near, 9 * x @ t.T, anchor, temper, pull)
+    model = Model(x, ((9 * x, t),), t, near, anchor, temper, pull)
+    found, _ = fit_mixture(model)
+    wanted = dense(model)
     assert (shares_of(found, 7) - wanted).abs().max() < 2e-4
     assert torch.allclose(found.share.sum(1), torch.ones(90), atol=1e-5)
 
