@@ -9,7 +9,6 @@ __all__ = ['default_epochs', 'Training', 'adapt', 'Adapted', 'Look', 'NORMS', 'P
 # %% ../nbs/06_selftrain.ipynb #selftrain-export-imports
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm

@@ -30,7 +30,8 @@ def random_case(n=90, m=7, d=12, seed=0):
 
 def dense(model):
     "The two formulas in float64, with everything in memory"
-    x, t, near = model.x.double(), model.anchors.double(), model.near
+    x, t = model.x.double(), model.anchors.double()
+    near = model.near
     log_prior = model.prior(slice(None)).double()
     w = torch.zeros(len(x), len(x), dtype=x.dtype).scatter_(1, near.index, near.weight.double())
     r = log_prior.softmax(1)
