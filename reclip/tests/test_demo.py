@@ -54,8 +54,8 @@ def test_mnist_where_it_is_present(clip):
     except FileNotFoundError as e:
         pytest.skip(str(e))
     model, preprocess, tokenizer = clip
-    found = ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, epochs=0).fit(images[:1000])
-    assert images[0].size == (28, 28) and 0.3 < accuracy(found.labels_, labels[:1000]) < 0.9
+    found = ReCLIP('demo', class_names=demo.class_names, templates=demo.templates, epochs=0).fit(images[::10])
+    assert images[0].size == (28, 28) and 0.3 < accuracy(found.labels_, labels[::10]) < 0.9  # they are sorted by class
 
 
 def test_mnist_says_where_it_looked(tmp_path):
