@@ -84,7 +84,8 @@ class ReCLIP(Settings, Estimator):
         X,  # N images, see ImageDataset; or features (N, D) of the untouched image tower, see fit_features
         y=None,  # ignored, for scikit-learn's sake: no label is ever learned from; `scorer` is the door for scores
         *,
-        scorer: Callable | None = None,  # predicted labels (N,) -> number; written into `history_` and read by nobody
+        scorer: Callable
+        | None = None,  # predicted labels (N,) -> number; written into `history_`, never used by the method
         frozen_features: torch.Tensor | None = None,  # (N, D) unit rows of these images by this model, if known
         state: TrainingState | None = None,  # go on from here, see adapt
         keep: Callable | None = None,  # receives a TrainingState after each epoch
