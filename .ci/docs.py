@@ -37,6 +37,8 @@ def finish(out, numbered):
     for p in out.rglob('*.html'):
         text = mend(p.read_text('utf-8'), p.relative_to(out).as_posix(), numbered, base)
         p.write_text(text, 'utf-8')
+    for p in out.glob('site_libs/themes/*.css'):  # their fonts come from a network; styles.css names the system's
+        p.write_text(re.sub(r'@import url\([^)]*\);', '', p.read_text('utf-8')), 'utf-8')
     shutil.copy(here / 'search.js', out / 'site_libs')
     shutil.rmtree(out / 'site_libs/fuse')
     (out / 'search.json').unlink()
