@@ -120,11 +120,15 @@ def mend(page, place, numbered, base):
     "One page of smalldocs as it should be; `place` is its path in the site, `base` the address of the site"
     up = '../' * place.count('/')
     page = figures(numbers(mathml(page), place, numbered))
-    page = re.sub(r'<details open="" class="code-fold">(\s*<summary>Exported source)', r'<details class="code-fold">\1', page)
+    page = re.sub(
+        r'<details open="" class="code-fold">(\s*<summary>Exported source)', r'<details class="code-fold">\1', page
+    )
     page = re.sub(r'<img alt="Open in Colab" src="[^"]*"[^>]*>', 'Open in Colab', page)
     page = page.replace(f'href="{base}', f'href="{up}')
     page = page.replace('smalldocs-search', 'site-search')  # smalldocs' own search finds nothing to do
-    return re.sub(r'<script src="[^"]*fuse[^"]*"></script>', f'<script src="{up}site_libs/search.js" defer></script>', page)
+    return re.sub(
+        r'<script src="[^"]*fuse[^"]*"></script>', f'<script src="{up}site_libs/search.js" defer></script>', page
+    )
 
 
 def index(out, numbered):

@@ -23,6 +23,16 @@ LOOK = r"""(async () => {
     pen.clearRect(0, 0, 24, 24); pen.font = '16px ' + font; pen.fillText(text, 2, 18);
     return pen.getImageData(0, 0, 24, 24).data.filter((_, i) => i % 4 === 3).join();
   };
+  const wide = document.documentElement.clientWidth + 1;
+  const cut = (e) => {
+    const box = e.getBoundingClientRect();
+    if (box.right <= wide || !box.width || !box.height || getComputedStyle(e).position === 'absolute') return false;
+    for (let up = e.parentElement; up !== document.body; up = up.parentElement) {
+      if (up.id === 'quarto-content') return true;
+      if (/auto|scroll|hidden/.test(getComputedStyle(up).overflowX)) return up.getBoundingClientRect().right > wide;
+    }
+    return true;
+  };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), chars = {}, tex = [];
   for (let node; (node = walker.nextNode());) {
     const parent = node.parentElement, text = node.nodeValue;
@@ -43,7 +53,8 @@ LOOK = r"""(async () => {
   const icons = [...document.fonts].filter((f) => f.status === 'error').map((f) => f.family);
   return {
     tex, missing: missing.concat(icons),
-    over: document.documentElement.scrollWidth - innerWidth,
+    over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    cut: [...document.querySelectorAll('main *')].filter(cut).map((e) => e.outerHTML.slice(0, 80)),
     blind: [...document.querySelectorAll('main img')].filter((i) => !i.alt.trim() && !i.closest('figure')?.querySelector('figcaption')?.textContent.trim()).length,
     broken: [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src.slice(0, 80)),
     open: [...document.querySelectorAll('details[open] > summary')].map((s) => s.textContent),
@@ -66,7 +77,9 @@ def wrong(browser, page):
     out = [f'console: {c}' for c in browser.complaints()]
     out += [f'scrolls sideways by {look["over"]} pixels'] if look['over'] > 0 else []
     out += [f'{look["blind"]} pictures without alt text'] if look['blind'] else []
-    for key, said in dict(tex='TeX', missing='no glyph', broken='no picture', open='source unfolded', address='an address').items():
+    for key, said in dict(
+        cut='cut off', tex='TeX', missing='no glyph', broken='no picture', open='source unfolded', address='an address'
+    ).items():
         out += [f'{said}: {o}' for o in look[key]]
     return out
 
@@ -92,7 +105,7 @@ def test_the_checks_find_what_they_look_for(browser, tmp_path):
     )
     browser.size(390, 844)
     said = ' '.join(wrong(browser, bad))
-    for word in 'oh', 'ah', 'example.org', 'sideways', 'TeX', '\ufffd', 'alt text', 'unfolded', 'address':
+    for word in 'oh', 'ah', 'example.org', 'sideways', 'cut off', 'TeX', '\ufffd', 'alt text', 'unfolded', 'address':
         assert word in said, (word, said)
 
 
@@ -153,7 +166,10 @@ def test_formulas_are_set_and_pages_numbered():
     page = (SITE / 'pseudolabel.html').read_text('utf-8')
     assert page.count('<math ') > 5 and 'katex' not in page.lower()
     assert '<span class="page-number">05</span> <span class="menu-text">Class names' in page
-    assert '<span class="page-number">05b</span>' in page and '<h1 class="title"><span class="page-number">05</span>' in page
+    assert (
+        '<span class="page-number">05b</span>' in page
+        and '<h1 class="title"><span class="page-number">05</span>' in page
+    )
 
 
 @needs_site
