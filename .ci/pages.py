@@ -26,12 +26,13 @@ def number(name):
 
 
 def _header(lines, node):
-    "The lines of a function from its first decorator to the colon before its body"
-    start = min([node.lineno, *[d.lineno for d in node.decorator_list]])
+    "The lines of a function or class to the colon before its body, with the decorators that say how it is called"
+    told = [d for d in node.decorator_list if ast.unparse(d) in ('classmethod', 'staticmethod', 'property')]
+    kept = [lines[d.lineno - 1] for d in told]
     end = node.body[0]
     if end.lineno == node.lineno:
-        return lines[node.lineno - 1][: end.col_offset].rstrip()
-    return '\n'.join(lines[start - 1 : end.lineno - 1]).rstrip()
+        return '\n'.join([*kept, lines[node.lineno - 1][: end.col_offset].rstrip()])
+    return '\n'.join([*kept, *lines[node.lineno - 1 : end.lineno - 1]]).rstrip()
 
 
 def signature(sym):
@@ -73,7 +74,8 @@ def mathml(page):
     def _set(m):
         tex = html.unescape(m[2])
         out = convert(tex, display='block' if m[1] == 'display' else 'inline')
-        return f'<span class="math {m[1]}" title="{html.escape(tex.strip())}">{out}</span>'
+        kind = m[1] + (' long' if len(tex) > 40 else '')  # in a line of text, may scroll within itself
+        return f'<span class="math {kind}" title="{html.escape(tex.strip())}">{out}</span>'
 
     page = re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*katex[^>]*></script>', '', page)
     return _MATH.sub(_set, page)
@@ -104,8 +106,8 @@ def _is_chart(picture):
 
 
 def figures(page):
-    """Stored pictures carry their width, so that a phone scrolls them sideways rather than shrink them past reading, and
-    say whether they are charts, which may turn dark with the page, or show pictures, which must stay as they are"""
+    """Stored pictures carry their width, so that a phone scrolls them sideways rather than shrink them past reading,
+    and say whether they are charts, which turn dark with the page, or show pictures, which stay as they are"""
 
     def _one(m):
         picture = Image.open(io.BytesIO(base64.b64decode(m[3])))

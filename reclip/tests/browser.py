@@ -23,7 +23,8 @@ class Browser:
         self.process = subprocess.Popen([*args, 'about:blank'], **pipes)
         address = next(filter(None, (re.search(r'ws://\S+', line) for line in self.process.stderr)))[0]
         self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
-        self.count, self.session, self.events = 0, {}, []
+        self.count, self.session = 0, {}
+        self.events = []
         target = self('Target.createTarget', url='about:blank')['targetId']
         self.session = dict(sessionId=self('Target.attachToTarget', targetId=target, flatten=True)['sessionId'])
         for part in ('Page', 'Runtime', 'Log', 'Network'):

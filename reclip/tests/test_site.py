@@ -1,5 +1,5 @@
-"""The built site, in a browser: `python .ci/docs.py` builds it. All pages are opened from the folder, by one process; where
-there is no browser or no built site, these tests skip."""
+"""The built site, in a browser: `python .ci/docs.py` builds it. All pages are opened from the folder, by one process;
+where there is no browser or no built site, these tests skip."""
 
 import html, json, re
 from pathlib import Path
@@ -23,6 +23,7 @@ LOOK = r"""(async () => {
     pen.clearRect(0, 0, 24, 24); pen.font = '16px ' + font; pen.fillText(text, 2, 18);
     return pen.getImageData(0, 0, 24, 24).data.filter((_, i) => i % 4 === 3).join();
   };
+  const captioned = (image) => image.closest('figure')?.querySelector('figcaption')?.textContent.trim();
   const wide = document.documentElement.clientWidth + 1;
   const cut = (e) => {
     const box = e.getBoundingClientRect();
@@ -54,8 +55,8 @@ LOOK = r"""(async () => {
   return {
     tex, missing: missing.concat(icons),
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    cut: [...document.querySelectorAll('main *')].filter(cut).map((e) => e.outerHTML.slice(0, 80)),
-    blind: [...document.querySelectorAll('main img')].filter((i) => !i.alt.trim() && !i.closest('figure')?.querySelector('figcaption')?.textContent.trim()).length,
+    cut: [...document.querySelectorAll('main *')].filter(cut).map((e) => e.outerHTML.slice(0, 80)).slice(0, 2),
+    blind: [...document.querySelectorAll('main img')].filter((i) => !i.alt.trim() && !captioned(i)).length,
     broken: [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src.slice(0, 80)),
     open: [...document.querySelectorAll('details[open] > summary')].map((s) => s.textContent),
     address: (document.querySelector('main').textContent.match(/\w+ object at 0x\w+/g) || []),
@@ -97,10 +98,11 @@ def test_every_page_of_the_site(browser):
 def test_the_checks_find_what_they_look_for(browser, tmp_path):
     bad = tmp_path / 'bad.html'
     bad.write_text(
-        '<meta charset=utf-8><meta name=viewport content="width=device-width"><main><p>\\(\\frac 1 2\\) \U00012345\U000e1234 '
-        '\ufffd</p><img src="https://example.org/x.png"><div style="width: 900px">wide</div>'
-        '<details open><summary>Exported source</summary></details><Settings object at 0x7f>'
-        '&lt;Settings object at 0x7f&gt;</main><script>console.error("oh"); throw new Error("ah")</script>',
+        '<meta charset=utf-8><meta name=viewport content="width=device-width"><main>'
+        '<p>\\(\\frac 1 2\\) \U000e1234 \ufffd</p>'
+        '<img src="https://example.org/x.png"><div style="width: 900px">wide</div>'
+        '<details open><summary>Exported source</summary></details>&lt;Settings object at 0x7f&gt;</main>'
+        '<script>console.error("oh"); throw new Error("ah")</script>',
         'utf-8',
     )
     browser.size(390, 844)
@@ -133,16 +135,20 @@ def test_search_can_be_read(browser, dark):
     browser.size(1440, 900, dark)
     browser.open((SITE / 'pseudolabel.html').as_uri())
     script = """(async () => {
-      const input = document.querySelector('.site-search input'), light = (c) => {
-        const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map((v) => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-        return .2126 * r + .7152 * g + .0722 * b; };
-      input.value = 'label propagation'; input.dispatchEvent(new Event('input'));
+      const linear = (v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+      const light = (element, what) => {
+        const [r, g, b] = getComputedStyle(element)[what].match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
+        return .2126 * r + .7152 * g + .0722 * b;
+      };
+      const input = document.querySelector('.site-search input');
+      input.value = 'label propagation';
+      input.dispatchEvent(new Event('input'));
       await window.searchSite('x');
       await new Promise((r) => setTimeout(r, 100));
-      const back = light(getComputedStyle(document.querySelector('.site-search-results')).backgroundColor);
-      return ['title', 'section', 'text'].map((k) => light(getComputedStyle(document.querySelector('.search-result-' + k)).color))
-        .concat(light(getComputedStyle(input).color))
-        .map((l) => (Math.max(l, back) + .05) / (Math.min(l, back) + .05)).concat(back); })()"""
+      const back = light(document.querySelector('.site-search-results'), 'backgroundColor');
+      const parts = ['title', 'section', 'text'].map((k) => document.querySelector('.search-result-' + k));
+      const ratio = (l) => (Math.max(l, back) + .05) / (Math.min(l, back) + .05);
+      return [...parts, input].map((p) => ratio(light(p, 'color'))).concat(back); })()"""
     *ratios, back = browser.run(script)
     assert (back < 0.5) == dark and min(ratios) > 4.5, (ratios, back)
 
@@ -154,7 +160,10 @@ def text_of(page):
 @needs_site
 def test_signatures_are_those_of_the_source():
     page = text_of((SITE / 'reclip.html').read_text('utf-8'))
-    assert '@classmethod\ndef from_model(\n    cls,\n    model: nn.Module,  # open_clip model in memory' in page
+    assert (
+        '@noting' not in page
+        and '@classmethod\ndef from_model(\n    cls,\n    model: nn.Module,  # open_clip model in memory' in page
+    )
     assert '    **settings,  # all others of ReCLIP\n) -> ' in page
     assert '@classmethod\ndef load(\n    cls,\n    folder: str | Path,  # from `save`' in page
     page = text_of((SITE / 'pseudolabel.html').read_text('utf-8'))
