@@ -160,10 +160,7 @@ def text_of(page):
 @needs_site
 def test_signatures_are_those_of_the_source():
     page = text_of((SITE / 'reclip.html').read_text('utf-8'))
-    assert (
-        '@noting' not in page
-        and '@classmethod\ndef from_model(\n    cls,\n    model: nn.Module,  # open_clip model in memory' in page
-    )
+    assert '@classmethod\ndef from_model(\n    cls,\n    model: nn.Module,  # open_clip model in memory' in page
     assert '    **settings,  # all others of ReCLIP\n) -> ' in page
     assert '@classmethod\ndef load(\n    cls,\n    folder: str | Path,  # from `save`' in page
     page = text_of((SITE / 'pseudolabel.html').read_text('utf-8'))
