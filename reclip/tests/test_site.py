@@ -30,7 +30,8 @@ LOOK = r"""(async () => {
     if (box.right <= wide || !box.width || !box.height || getComputedStyle(e).position === 'absolute') return false;
     for (let up = e.parentElement; up !== document.body; up = up.parentElement) {
       if (up.id === 'quarto-content') return true;
-      if (/auto|scroll|hidden/.test(getComputedStyle(up).overflowX)) return up.getBoundingClientRect().right > wide;
+      const scrolls = /auto|scroll|hidden/.test(getComputedStyle(up).overflowX);
+      if (scrolls && up.getBoundingClientRect().right <= wide) return false;
     }
     return true;
   };
