@@ -11,6 +11,7 @@ _NUMBER = re.compile(r'^(\d+[a-z]?)_')
 _MODULES = re.compile(r'\b(?:collections\.abc|pathlib|torch\.nn\.modules\.module|typing)\.(?=[A-Z])')
 _MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 _HREF = re.compile(r'(<a\b[^>]*?\bhref=")([^"#?:]+\.html)((?:#[^"]*)?"[^>]*>)(<span class="menu-text">)?')
+_TWICE = re.compile(r'\[([^\[\]]*</a>[^\[\]]*)\]\([\w./-]*\.ipynb[\w.#-]*\)')  # a link that nbdev linked within
 _PICTURE = re.compile(r'<img( alt="[^"]*")? src="(data:image/(?:png|jpeg);base64,)([^"]+)" class="img-fluid"')
 
 
@@ -126,6 +127,7 @@ def mend(page, place, numbered, base):
         r'<details open="" class="code-fold">(\s*<summary>Exported source)', r'<details class="code-fold">\1', page
     )
     page = re.sub(r'<img alt="Open in Colab" src="[^"]*"[^>]*>', 'Open in Colab', page)
+    page = _TWICE.sub(r'\1', page)
     page = page.replace(f'href="{base}', f'href="{up}')
     page = page.replace('smalldocs-search', 'site-search')  # smalldocs' own search finds nothing to do
     return re.sub(
