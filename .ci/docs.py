@@ -10,27 +10,48 @@ from fastcore.script import call_parse
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
+from nbdev import showdoc
+from pages import Signature, html_name, index, mend, number
 from smalldocs.site import build
 
 
-def _html_name(name):
-    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name)  # as nbdev's `output-file`, which smalldocs ignores
+def _rename(out):
+    "Give the pages nbdev's names, and mend them"
+    pages = {p.relative_to(out).as_posix(): p for p in out.rglob('*.html')}
+    old = {p.name: html_name(p.name) for p in pages.values() if p.name != html_name(p.name)}
+    numbered = {html_name(k): number(k) for k in pages if number(k)}  # numbered pages stand at the top
+    pat = re.compile(r'(?<![\w])(' + '|'.join(map(re.escape, old)) + ')')
+    for p in list(out.rglob('*')):
+        if p.suffix in ('.html', '.json', '.xml'):
+            p.write_text(pat.sub(lambda m: old[m[1]], p.read_text('utf-8')), 'utf-8')
+        if p.name in old:
+            p.rename(p.with_name(old[p.name]))
+    finish(out, numbered)
+
+
+def finish(out, numbered):
+    "Mend each page, and lay search beside them"
+    cfg, here = get_config(), Path(__file__).parent
+    base = cfg.doc_host.rstrip('/') + cfg.doc_baseurl.rstrip('/') + '/'
+    (out / 'site_libs/search-index.js').write_text(index(out, numbered), 'utf-8')
+    for p in out.rglob('*.html'):
+        text = mend(p.read_text('utf-8'), p.relative_to(out).as_posix(), numbered, base)
+        p.write_text(text, 'utf-8')
+    for p in out.glob('site_libs/themes/*.css'):  # their fonts come from a network; styles.css names the system's
+        p.write_text(re.sub(r'@import url\([^)]*\);', '', p.read_text('utf-8')), 'utf-8')
+    shutil.copy(here / 'search.js', out / 'site_libs')
+    shutil.rmtree(out / 'site_libs/fuse')
+    (out / 'search.json').unlink()
 
 
 def site(cfg):
     "Build `_docs`, and return the warnings"
+    showdoc.BasicMarkdownRenderer = Signature
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
     shutil.rmtree(cfg.config_path / '_proc', ignore_errors=True)
     res = build(proc_nbs(n_workers=0), quiet=True)
-    pages = {p.name: _html_name(p.name) for p in res.out.rglob('*.html')}
-    old = {k: v for k, v in pages.items() if k != v}
-    pat = re.compile(r'(?<![\w])(' + '|'.join(map(re.escape, old)) + ')') if old else None
-    for p in list(res.out.rglob('*')):
-        if pat and p.suffix in ('.html', '.json', '.xml'):
-            p.write_text(pat.sub(lambda m: old[m[1]], p.read_text('utf-8')), 'utf-8')
-        if p.name in old:
-            p.rename(p.with_name(old[p.name]))
+    _rename(res.out)
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(res.out, cfg.doc_path)
     return [w for w in res.warnings if 'output-file is not read' not in w]
@@ -41,7 +62,7 @@ def readme(cfg):
     base = cfg.doc_host.rstrip('/') + cfg.doc_baseurl.rstrip('/') + '/'
 
     def _link(m):
-        return f'](<{base}{m[1]}{_html_name(m[2])}.html{m[3] or ""}>)'.replace('<', '').replace('>', '')
+        return f'](<{base}{m[1]}{html_name(m[2])}.html{m[3] or ""}>)'.replace('<', '').replace('>', '')
 
     out = []
     for c in json.loads((cfg.nbs_path / 'index.ipynb').read_text('utf-8'))['cells']:
