@@ -165,9 +165,9 @@ def bench(
 # %% ../nbs/11_cli.ipynb #cli-version
 def _version(wanted: bool):
     if wanted:
-        from importlib.metadata import version
+        from reclip import __version__
 
-        print(f"reclip {version('reclip-torch')}")
+        print(f'reclip {__version__}')
         raise typer.Exit()
 
 
