@@ -112,8 +112,9 @@ def test_one_version(digits, tmp_path):
     saved.save(tmp_path / 'new')
     config = read_json(tmp_path / 'new' / 'config.json')
     assert config['versions']['reclip-torch'] == version
-    first = {k: v for k, v in config.items() if k != 'logit_scale'}  # as 0.0.1 wrote it
-    write_json(tmp_path / 'new' / 'config.json', first | dict(versions=config['versions'] | {'reclip-torch': '0.0.1'}))
+    config['settings']['logit_scale'] = config.pop('logit_scale')  # as 0.0.1 wrote it
+    config['versions']['reclip-torch'] = '0.0.1'
+    write_json(tmp_path / 'new' / 'config.json', config)
     assert ReCLIP.load(tmp_path / 'new').labels_.equal(saved.labels_)
 
 
