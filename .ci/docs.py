@@ -57,30 +57,41 @@ def site(cfg):
     return [w for w in res.warnings if 'output-file is not read' not in w]
 
 
+def _spine(text, site):
+    "A list of pages without those that have a letter, and where these are"
+    short = re.sub(r'^\| \[\d\d[a-z] .*\n', '', text, flags=re.M)
+    if short == text:
+        return text
+    more = f'The pages with a letter are [on the site]({site}).'
+    return re.sub(r'(^\| \[\d\d .*\n(?:\|.*\n)*)', rf'\1\n{more}\n', short, count=1, flags=re.M)
+
+
 def readme(cfg):
-    "The text of README.md, from the index notebook"
+    "The text of README.md, from the index notebook; cells of code in a row are one block"
     base = cfg.doc_host.rstrip('/') + cfg.doc_baseurl.rstrip('/') + '/'
 
     def _link(m):
         return f'](<{base}{m[1]}{html_name(m[2])}.html{m[3] or ""}>)'.replace('<', '').replace('>', '')
 
-    out = []
+    out, was = [], None
     for c in json.loads((cfg.nbs_path / 'index.ipynb').read_text('utf-8'))['cells']:
         src = ''.join(c['source'])
         if re.search(r'^#\|\s*(hide|export|include: false)', src, re.M):
             continue
         if c['cell_type'] == 'markdown':
-            out.append(
-                re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, src).replace(
-                    '](images/', '](nbs/images/'
-                )
-            )
+            text = re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+)\.ipynb(#[\w-]+)?\)', _link, _spine(src, base))
+            out.append(text.replace('](images/', '](nbs/images/'))
         elif c['cell_type'] == 'code':
-            out.append('```python\n' + re.sub(r'^#\|.*\n', '', src, flags=re.M) + '\n```')
+            code = re.sub(r'^#\|.*\n', '', src, flags=re.M) + '\n```'
+            if was == 'code' and out[-1].startswith('```python'):
+                out[-1] = out[-1].removesuffix('```') + '\n' + code
+            else:
+                out.append('```python\n' + code)
             for o in c['outputs']:
                 txt = ''.join(o.get('text') or o.get('data', {}).get('text/plain') or '')
                 if txt:
                     out.append('```\n' + txt.rstrip() + '\n```')
+        was = c['cell_type']
     return '<!-- Made from nbs/index.ipynb: edit there -->\n\n' + '\n\n'.join(out) + '\n'
 
 

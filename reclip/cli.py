@@ -27,7 +27,7 @@ from reclip.options import (
     settings_options,
 )
 from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
-from .shell import command, options_of, plain_messages, put
+from .shell import check_drawing, command, options_of, plain_messages, put
 from .stops import hush
 from .unused import cache_option, note_all, renamed_options, unused_options
 
@@ -56,6 +56,8 @@ def _label(method, sentences, *, report, quiet, verbose, cache, no_cache, **sett
     from reclip import run
 
     plain_messages(quiet, verbose)
+    if report:
+        check_drawing('--report')
     settings['templates'] = _templates(settings['templates'])
     settings['cache'] = cache_option(cache, no_cache)
     table = run.adapt(method=method, progress=not quiet, noted=note_all(sentences), **settings)
@@ -163,9 +165,9 @@ def bench(
 # %% ../nbs/11_cli.ipynb #cli-version
 def _version(wanted: bool):
     if wanted:
-        from importlib.metadata import version
+        from reclip import __version__
 
-        print(f"reclip {version('reclip-torch')}")
+        print(f'reclip {__version__}')
         raise typer.Exit()
 
 

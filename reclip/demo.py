@@ -11,7 +11,6 @@ import os
 import random
 from importlib.util import find_spec
 from pathlib import Path
-import matplotlib
 import numpy as np
 import open_clip
 import torch
@@ -36,6 +35,8 @@ def _face(path):
 
 def training_fonts() -> list[Path]:  # 80 font files, sorted by family and face
     "The fonts that the demo model learned from; `ModuleNotFoundError` says what to install"
+    import matplotlib
+
     found = {}
     for name in 'caladea fredoka_one hanken_grotesk lato manrope roboto source_sans_pro source_serif_pro'.split():
         spec = find_spec(f'font_{name}')
@@ -50,6 +51,8 @@ def training_fonts() -> list[Path]:  # 80 font files, sorted by family and face
 # %% ../nbs/00_demo.ipynb #demo-fonts-held-out-fonts
 def held_out_fonts() -> list[Path]:  # 8 font files of two families
     "Computer Modern and STIX, which come with Matplotlib and which the model never saw"
+    import matplotlib
+
     names = 'cmr10 cmb10 cmss10 cmtt10 STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta'.split()
     return [Path(matplotlib.get_data_path(), 'fonts', 'ttf', f'{n}.ttf') for n in names]
 

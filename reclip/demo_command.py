@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 from .finished import put_report
 from .options import Quiet, named_option, settings_options
-from .shell import plain_messages, put
+from .shell import can_draw, plain_messages, put
 
 # %% ../nbs/11f_demo_command.ipynb #demo-command-figure
 def _figure(path, run, table, truth, history):
@@ -78,6 +78,19 @@ def _write_digits(images, output):
         raise
 
 
+def _drawn(output, table, truth, report, quiet):
+    "The figure, and the report in the run; what is missing is said"
+    import pandas as pd
+
+    if not can_draw():
+        put("\nleft out: figure.png and the report need Matplotlib: pip install 'reclip-torch[report]'")
+        return []
+    _figure(output / 'figure.png', output / 'run', table, truth, pd.read_csv(output / 'run' / 'history.csv'))
+    if report:
+        put_report(output / 'run', output / 'labels.csv', None, quiet)
+    return ['figure.png']
+
+
 @settings_options('projection', 'recipe', 'epochs', 'seed')
 def demo(
     output: Annotated[
@@ -90,7 +103,7 @@ def demo(
     """Adapt the CLIP that ships with reclip to 1,797 handwritten digits.
 
     It learned digits from typefaces and has never seen handwriting. Needs no download and about a minute on two
-    cores; writes images/, labels.csv, run/ and figure.png.
+    cores; writes images/, labels.csv, run/ and, where Matplotlib is installed, figure.png and the report.
     """
     plain_messages(True, False)
     started = time.perf_counter()
@@ -116,10 +129,8 @@ def demo(
         **settings,
     )
     runs.write_table(pd.DataFrame(dict(path=table.path, label=truth)), output / 'labels.csv')
-    _figure(output / 'figure.png', output / 'run', table, truth, pd.read_csv(output / 'run' / 'history.csv'))
     put('\naccuracy (this demo has labels to score with; the method saw none)')
     for name, value in _steps(table, truth).items():
         put(f'  {name:20}{value:7.1%}')
-    if report:
-        put_report(output / 'run', output / 'labels.csv', None, quiet)
-    put(f'\n{output}/  images/  labels.csv  figure.png  run/    {time.perf_counter() - started:.0f} s')
+    files = ['images/', 'labels.csv', *_drawn(output, table, truth, report, quiet), 'run/']
+    put(f'\n{output}/  {"  ".join(files)}    {time.perf_counter() - started:.0f} s')

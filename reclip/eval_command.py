@@ -10,7 +10,7 @@ from dataclasses import fields
 from .eval_options import EVAL, TABLE, TUNED, declaration
 from .options import settings_options
 from .settings import DEFAULTS, Settings, using
-from .shell import options_of, plain_messages, put
+from .shell import check_drawing, options_of, plain_messages, put
 from .unused import cache_option, note_all, unused_options
 
 # %% ../nbs/11g_eval_command.ipynb #eval-command-sources
@@ -178,14 +178,18 @@ def table(**options):
     """
     own = {k: usual for k, (_, usual) in TABLE.items()} | options
     plain_messages(own['quiet'], False)
+    if own['figure']:
+        check_drawing('--figure')
     from reclip import table as tables
     from reclip.found_rows import read_rows
-    from reclip.gains import gain_figure, write_figure
 
     rows = _only(_only(read_rows(own['results']), 'model', own['model']), 'scenario', own['scenario'])
     score = own['score']
-    drawn = gain_figure(rows, score) if own['figure'] else None  # says what is wrong before anything is written
-    written = []
+    drawn, written = None, []
+    if own['figure']:
+        from reclip.gains import gain_figure, write_figure
+
+        drawn = gain_figure(rows, score)  # says what is wrong before anything is written
     if own['csv']:
         written.append(tables.write_csv(rows, own['csv'], score))
     if own['markdown']:

@@ -13,7 +13,7 @@ from .devices import on_first
 from .options import ENCODING, Cache, CsvSafe, Images, MaxUnreadable, NoCache, Overwrite, Quiet, Run, Verbose
 from .options import named_option, settings_options
 from .settings import MAX_UNREADABLE
-from .shell import plain_messages, put
+from .shell import check_drawing, plain_messages, put
 from .unused import cache_option, note_all, unused_options
 
 # %% ../nbs/11e_finished.ipynb #finished-model
@@ -134,6 +134,7 @@ def put_report(
 ):
     "Write the report and say where it is"
     plain_messages(quiet, False)
+    check_drawing('a report')
     from reclip.report import write_report
 
     path = write_report(folder, labels, images, notebook=notebook, progress=not quiet)

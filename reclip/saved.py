@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
+from . import __version__
 from .files import read_json, write_json
 from .folders import recover, whole_folder
 from .norms import fingerprint, norm_parameters
@@ -70,7 +71,7 @@ def parts(
     }  # safetensors refuses two names for one tensor
     for tower in TOWERS:
         tensors |= {f'{tower}/{k}': v for k, v in getattr(estimator, f'{tower}_state_').items()}
-    versions = {name: version(name) for name in ('reclip-torch', 'torch', 'open_clip_torch')}
+    versions = {'reclip-torch': __version__} | {name: version(name) for name in ('torch', 'open_clip_torch')}
     mark = fingerprint(estimator.loaded().model)
     learned = dict(history=estimator.history_, logit_scale=estimator.logit_scale_)
     return tensors, dict(settings=settings, **learned, fingerprint=mark, versions=versions)
