@@ -15,6 +15,7 @@ from .demo_command import demo
 from .devices import alone, is_first, rank
 from .eval_command import eval_, table
 from .finished import cache, export, info, predict, put_report, report
+from .notes import many
 from .options import ENCODING, Cache, Classes, CsvSafe, Images, MaxUnreadable, Model, NoCache, Output, Overwrite
 from reclip.options import (
     Pretrained,
@@ -71,7 +72,7 @@ def _account(output, table, most=8):
     counts, changed = table.label.value_counts(), table.changed.mean()
     width = max(len(str(o)) for o in counts.index[:most])
     put(
-        f'\n{len(table):,} images, {len(counts):,} classes found, {changed:.1%} of the labels differ from '
+        f'\n{many(len(table), "image")}, {many(len(counts), "class", "classes")} found, {changed:.1%} of the labels differ from '
         f'zero-shot, mean confidence {table.confidence.mean():.2f}'
     )
     for name, n in counts.head(most).items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .devices import on_first
+from .notes import many
 from .options import ENCODING, Cache, CsvSafe, Images, MaxUnreadable, NoCache, Overwrite, Quiet, Run, Verbose
 from .options import named_option, settings_options
 from .settings import MAX_UNREADABLE
@@ -122,7 +123,7 @@ def predict(
     on_first(write)
     if not quiet:
         first = f', {len(skipped):,} skipped, the first: {skipped[0].path}: {skipped[0].reason}' if skipped else ''
-        put(f'{len(table):,} images in {output}{first}')
+        put(f'{many(len(table), "image")} in {output}{first}')
 
 # %% ../nbs/11e_finished.ipynb #finished-report
 def put_report(
