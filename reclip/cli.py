@@ -72,8 +72,8 @@ def _account(output, table, most=8):
     counts, changed = table.label.value_counts(), table.changed.mean()
     width = max(len(str(o)) for o in counts.index[:most])
     put(
-        f'\n{many(len(table), "image")}, {many(len(counts), "class", "classes")} found, {changed:.1%} of the labels differ from '
-        f'zero-shot, mean confidence {table.confidence.mean():.2f}'
+        f'\n{many(len(table), "image")}, {many(len(counts), "class", "classes")} found, '
+        f'{changed:.1%} of the labels differ from zero-shot, mean confidence {table.confidence.mean():.2f}'
     )
     for name, n in counts.head(most).items():
         put(f'  {name:{width}}  {n:8,}  {"#" * round(40 * n / counts.iloc[0])}')

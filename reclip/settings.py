@@ -126,7 +126,7 @@ class Settings:
         'float32',
         str,
         'Machine',
-        'Number format of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than '
+        'Number format of both towers. Lower is faster on GPUs that have it; `float16` changes fewer labels than '
         '`bfloat16`.',
         choices=PRECISIONS,
     )
