@@ -63,11 +63,11 @@ def propagation(
     n: Annotated[list[int], option('--n', min=1, help='Images; may be repeated, one row each.')] = [_usual['n']],
     m: Annotated[list[int], option('--m', min=3, help='Classes; may be repeated.')] = [_usual['m']],
     neighbors: Annotated[int, option('--neighbors', min=1, help='k of the graph.')] = _usual['neighbors'],
-    alpha: Annotated[float, option('--alpha', help='How much neighbours pass on.')] = _usual['alpha'],
+    alpha: Annotated[float, option('--alpha', help='Share of a label passed on to neighbours.')] = _usual['alpha'],
     max_iter: Annotated[
         int, option('--max-iter', min=1, help='Iterations of conjugate gradients, of both sides.')
     ] = _usual['max_iter'],
-    tol: Annotated[float, option('--tol', help='Residual that ends them.')] = _usual['tol'],
+    tol: Annotated[float, option('--tol', help='Residual at which they stop.')] = _usual['tol'],
     method: Annotated[
         Method, option('--method', help='How ours finds neighbours; auto: as find_neighbors chooses.')
     ] = _usual['method'],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from .files import parse_json, read_json, read_text
 from .lists import exact_cell, table_rows
-from .notes import note
+from .notes import many, note
 
 # %% ../nbs/09a_labels.ipynb #labels-rows
 _EXPECTED = 'expected a .csv with columns path and label, a .json of {path: label}, or the word folders'
@@ -155,9 +155,11 @@ def _by_name(pairs, names, where):
 def _note_unused(lost, found, shown, where):
     "One note of labels that score nothing, and of those that count as wrong"
     strange = [o for o in found.values() if _word_key(o) not in shown]
-    told = [f"{len(lost):,} labels belong to no image of this run, the first: {lost[0]!r}"] if lost else []
+    told = [f"{many(len(lost), 'label')} without an image in this run, the first: {lost[0]!r}"] if lost else []
     if strange:
-        told.append(f"{len(strange):,} carry a word that is no class and count as wrong, the first: {strange[0]!r}")
+        told.append(
+            f"{many(len(strange), 'label')} with a word that is no class, counted as wrong, the first: {strange[0]!r}"
+        )
     if told:
         note(f"labels: {where}: {', and '.join(told)}")
 

@@ -29,7 +29,8 @@ from .report_glance import checks, checks_list, effective_classes, summary, titl
 from .report_parts import PARTS, Part, parts_for
 from .report_pictures import contact_sheet, duplicates_sheet, least_sure, near_duplicates, surest_changes, typical
 from .report_scores import accuracies, calibration, confusion, recalls, reliability_figure, scores
-from .report_tables import HTML, PAGE, STYLE, TEMPLATES, class_counts, fill, many, moves
+from .notes import many
+from .report_tables import HTML, PAGE, STYLE, TEMPLATES, class_counts, fill, moves
 from .report_tables import settings_table, skipped_table, style
 from .run import log, read_run
 

@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.stats import entropy
 from .report_data import RunData
 from .report_scores import accuracies
-from .report_tables import HTML, fill, many, some
+from .notes import many
+from .report_tables import HTML, fill, some
 
 # %% ../nbs/10f_report_glance.ipynb #reportglance-summary
 _WAYS = {

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from .graph import nearest_neighbors
 from .pictures import UnreadableImage
 from .report_data import RunData
-from .report_tables import HTML, fill, many
+from .notes import many
+from .report_tables import HTML, fill
 
 # %% ../nbs/10c_report_pictures.ipynb #reportpictures-sheets
 def _picture(d, row):

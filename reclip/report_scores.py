@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.stats import binomtest
 from .report_data import RunData
 from .report_figures import Picture
-from .report_tables import HTML, bars, fill, many, some, table
+from .notes import many
+from .report_tables import HTML, bars, fill, some, table
 
 # %% ../nbs/10e_report_scores.ipynb #reportscores-accuracies
 _STAGES = {

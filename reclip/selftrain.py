@@ -17,6 +17,7 @@ from .pictures import ImageDataset
 from .graph import whole
 from .snapshots import KeptImages, TrainingState, put_training_state, training_state
 from .norms import NORMS, borrowed, norm_parameters, norm_state, set_norm_state, tuned
+from .notes import many
 from .projection import projection_basis
 from .labeller import label_images
 from .pseudolabel import Summary
@@ -207,7 +208,8 @@ def adapt(
     data = ImageDataset(images, clip.preprocess)
     last = s.training_epochs(len(data))
     if state is not None and len(state.history) > last:
-        raise ValueError(f'state: {len(state.history)} epochs are done already, more than the {last} of this training')
+        done = many(len(state.history), 'epoch') + (' is' if len(state.history) == 1 else ' are')
+        raise ValueError(f'state: {done} done already, more than the {last} of this training')
     if last and s.keep_images and not isinstance(images, torch.Tensor):
         data = KeptImages(data, s.keep_images, s.num_workers)
     every = class_tokens(clip, class_names, templates, descriptions, tell=text_features is None)

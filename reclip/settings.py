@@ -54,7 +54,7 @@ class Settings:
         None,
         str,
         'Method',
-        'What makes the pseudo-labels.',
+        'Method that makes the pseudo-labels.',
         choices=LABELLERS,
         usual='mixture, or propagation with `--recipe paper` and `official`',
     )
@@ -62,17 +62,23 @@ class Settings:
         20, int, 'Method', 'Neighbours of each image in the graph.', low=1, flags=('--neighbors',)
     )
     alpha: float = _setting(
-        0.99, float, 'Method', 'How much neighbours pass on, between 0 and 1.', above=0, below=1, metavar='SHARE'
+        0.99,
+        float,
+        'Method',
+        'Share of a label that is passed on to neighbours, between 0 and 1.',
+        above=0,
+        below=1,
+        metavar='SHARE',
     )
     max_iter: int | None = _setting(
         None,
         int,
         'Details',
-        'Most iterations of conjugate gradients.',
+        'Maximum number of conjugate gradient iterations.',
         low=1,
         usual='100, or 20 with `--recipe official`',
     )
-    tol: float = _setting(1e-6, float, 'Details', 'Residual that ends them.', low=0)
+    tol: float = _setting(1e-6, float, 'Details', 'Residual at which conjugate gradients stop.', low=0)
     epochs: int | None = _setting(
         None,
         int,
@@ -95,9 +101,9 @@ class Settings:
         None,
         float,
         'Details',
-        'What cosines are multiplied with to be logits.',
+        'Factor that turns cosines into logits.',
         low=1e-6,
-        usual="100; for probabilities the model's own, but with `--recipe paper` and `official`",
+        usual="100; for probabilities the model's own, except with `--recipe paper` and `official`",
     )
     recipe: str = _setting(
         'auto',
@@ -107,12 +113,12 @@ class Settings:
         choices=RECIPES,
         flags=('--preset',),
     )
-    seed: int = _setting(0, int, 'Method', 'Of the order of training.', low=-(2**63))
+    seed: int = _setting(0, int, 'Method', 'Seed of the order of training.', low=-(2**63))
     encode_batch_size: int | None = _setting(
         None,
         int,
         'Machine',
-        'Most images in one forward pass. Has no influence on the result.',
+        'Largest number of images in one forward pass. Does not affect the result.',
         low=1,
         usual='256, on a CPU 32; halved when memory runs out',
     )
@@ -120,7 +126,7 @@ class Settings:
         'float32',
         str,
         'Machine',
-        'Of both towers. Lower precision is faster on GPUs that have it; `float16` changes fewer labels than '
+        'Number format of both towers. Lower is faster on GPUs that have it; `float16` changes fewer labels than '
         '`bfloat16`.',
         choices=PRECISIONS,
     )
