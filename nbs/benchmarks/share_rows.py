@@ -22,7 +22,7 @@ from reclip.labeller import label_images
 from reclip.scenarios import choose_images
 from reclip.settings import DEFAULTS
 
-TOGETHER = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TOGETHER = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def answers(x, t, scale):
@@ -65,18 +65,28 @@ def rows_of(source):
                     yield about | dict(of=way, off=off) | counts(p, true, together)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--features', required=True, help='folder of features of the photo model')
-    p.add_argument('--root', required=True, help='folder that holds the sets of the demo model')
-    p.add_argument('--write', required=True, help='`.jsonl`')
-    o = p.parse_args()
-    sources = [features_source(path, 'photos') for path in sorted(Path(o.features).glob('*.safetensors'))]
+def photos(folder):
+    "Sets that the photo model has encoded"
+    return [features_source(path, 'photos') for path in sorted(Path(folder).glob('*.safetensors'))] if folder else []
+
+
+def digits(root):
+    "Sets of the demo model"
+    if not root:
+        return []
     clip = load_clip('demo')
     model = about_model(clip, 'demo')
-    sources += [encoded_once(image_source(clip, data, model)) for data in open_sets(['digits', 'mnist'], o.root)]
+    return [encoded_once(image_source(clip, data, model)) for data in open_sets(['digits', 'mnist'], root)]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--features', help='folder of features of the photo model; without it the demo model alone')
+    p.add_argument('--root', help='folder that holds the sets of the demo model; without it the photo model alone')
+    p.add_argument('--write', required=True, help='`.jsonl`')
+    o = p.parse_args()
     lines = []
-    for source in sources:
+    for source in [*photos(o.features), *digits(o.root)]:
         lines += [json.dumps(row) + '\n' for row in rows_of(source)]
         print(source.model['name'], source.name, len(lines), flush=True)
     with whole_file(o.write) as path:
