@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'STYLE', 'PAGE', 'fill', 'style', 'many', 'some', 'table', 'bars', 'skipped_table', 'class_counts',
-           'moves', 'settings_table']
+           'moves', 'shares_table', 'settings_table']
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-export-imports
 from dataclasses import fields
@@ -145,6 +145,22 @@ def moves(
     pairs.columns = ['from', 'to', 'images', 'mean confidence']
     below = f'{most} of {len(pairs):,} pairs.' if len(pairs) > most else ''
     return table(pairs.head(most), {'images': '{:,}', 'mean confidence': '{:.2f}'}, below)
+
+# %% ../nbs/10b_report_tables.ipynb #reporttables-shares
+def shares_table(
+    d: RunData,  # from open_run
+    most: int = 30,  # classes to show
+) -> HTML:
+    "Share of each class among the images, between what and what, and whether it occurs; the largest first"
+    about = d.config['run']
+    found = pd.DataFrame(dict(class_name=about['classes']) | about['class_shares'])
+    found = found[['class_name', 'share', 'low', 'high', 'evidence']]
+    found.columns = ['class', 'share', 'from', 'to', 'evidence']
+    counts = found.evidence.value_counts()
+    below = ', '.join(f'{name}: {counts[name]:,}' for name in ('occurs', 'may occur', 'not seen') if name in counts)
+    below = f'{most} of {len(found):,} classes; {below}.' if len(found) > most else f'{below}.'
+    shown = found.sort_values('share', ascending=False, kind='stable').head(most)
+    return table(shown, dict.fromkeys(('share', 'from', 'to'), '{:.1%}'), below)
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-settings
 _LABELLING = {'projection', 'recipe', 'labeller', 'max_dim', 'n_neighbors', 'alpha', 'max_iter', 'tol', 'search'}
