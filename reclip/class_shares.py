@@ -32,8 +32,8 @@ def class_shares(
     p = torch.as_tensor(probability)
     if p.ndim != 2 or 0 in p.shape or not ((p.sum(1) - 1).abs() < 1e-2).all() or p.min() < 0:
         raise ValueError(
-            f"probability: expected a row for each image, of numbers from 0 to 1 with sum 1, got shape {tuple(p.shape)}; "
-            "give what predict_proba returns"
+            "probability: expected a row for each image, of numbers from 0 to 1 with sum 1, "
+            f"got shape {tuple(p.shape)}; give what predict_proba returns"
         )
     if not 0 <= together < 1:
         raise ValueError(f"together: expected a number from 0 to below 1, got {together}")
