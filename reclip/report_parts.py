@@ -13,7 +13,7 @@ from .report_figures import embedding_map, history_figure, map_note
 from .report_glance import checks_list, summary, title
 from .report_pictures import duplicates_sheet, least_sure, surest_changes, typical
 from .report_scores import confusion, recalls, reliability_figure, scores
-from .report_tables import class_counts, moves, settings_table, skipped_table
+from .report_tables import class_counts, moves, settings_table, shares_table, skipped_table
 
 # %% ../nbs/10g_report_parts.ipynb #reportparts-parts
 class Part(NamedTuple):
@@ -40,6 +40,15 @@ PARTS = (
         ('moved',),
     ),
     Part('classes', class_counts, 'Images per class', needs=('zeroshot',)),
+    Part(
+        'shares',
+        shares_table,
+        'How much of each class there is',
+        'From all probabilities together, with the range that errors which come together leave open. A model that is '
+        'sure of wrong labels makes it too narrow.',
+        ('shares',),
+        3,
+    ),
     Part('moves', moves, 'The most frequent changes', needs=('moved',), level=3),
     Part(
         'changed',
@@ -132,5 +141,6 @@ def parts_for(
         moved=method != 'zeroshot',
         zeroshot=method == 'zeroshot',
         trained=method == 'adapt',
+        shares='class_shares' in d.config['run'],
     )
     return [part for part in PARTS if all(has[o] for o in part.needs)]

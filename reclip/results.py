@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from .adapt import ReCLIP
+from .class_shares import class_shares
 from .devices import world
 from .files import write_json
 from .found import Found
@@ -38,6 +39,17 @@ def machine(
     )
 
 # %% ../nbs/09j_results.ipynb #results-write
+_MOST = 20_000_000  # probabilities that are looked at
+
+
+def _shares(clip, frozen, adapted):
+    "Of each class, as plain values; of fewer images where there are very many classes"
+    step = -(-len(frozen) * len(clip.class_names) // _MOST)
+    found = class_shares(clip.combine(frozen[::step], adapted[::step]))
+    plain = {k: [round(o, 6) for o in getattr(found, k).tolist()] for k in ('share', 'low', 'high')}
+    return plain | dict(evidence=found.evidence)
+
+
 def write_results(
     work: str | os.PathLike,  # working folder
     clip: ReCLIP,  # fitted
@@ -57,6 +69,8 @@ def write_results(
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most].sort().values
     both = dict(frozen=found.features[rows].half(), adapted=clip.image_features_[rows].half())
     write_tensors(work / 'features.safetensors', dict(rows=rows) | both)
+    if about['method'] != 'zeroshot' and clip.labels_by() == 'mixture':
+        about = about | dict(class_shares=_shares(clip, *both.values()))
     packed = dict(digests=pack_digests(found.digests))
     write_tensors(work / 'digests.safetensors', packed, unreadable=found.unreadable, run_id=about['id'])
     write_json(work / 'config.json', config | dict(run=about, notes=notes))
