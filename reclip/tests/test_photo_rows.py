@@ -1,11 +1,13 @@
 "The scripts beside the benchmark pages: parts of sets, and commands that make a row again"
 
+import json
 import sys
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 import numpy as np
 import pytest
+import torch
 from reclip.openers import LabelledSet
 
 FOLDER = Path(__file__).parents[2] / 'nbs' / 'benchmarks'
@@ -48,3 +50,36 @@ def test_the_command_names_the_part_and_paths_from_here(scripts, tmp_path, monke
 def test_the_scenarios_are_written_as_the_command_line_has_them(scripts):
     assert [o.name for o in scripts[1].SCENARIOS] == ['full', 'present2', 'present4', 'imbalance50']
     assert all(isinstance(o.imbalance, float | None) for o in scripts[1].SCENARIOS)
+
+
+def test_rows_of_the_ablation_that_are_there_are_kept(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = import_module('ablation_rows')
+    sys.modules.pop('ablation_rows')
+    asked = []
+
+    def measured(clip, name, root, seed):
+        asked.append((name, seed))
+        return dict(set=name, seed=seed, accuracy={})
+
+    monkeypatch.setattr(script, 'measured', measured)
+    monkeypatch.setattr(script, 'load_clip', lambda *a, **k: None)
+    monkeypatch.setattr(
+        sys, 'argv', ['ablation_rows', '--root', '.', '--rows', str(tmp_path / 'a.jsonl'), '--seed', '1']
+    )
+    script.main()
+    monkeypatch.setattr(sys, 'argv', sys.argv[:-2])
+    script.main()
+    assert asked == [(o, 1) for o in ('digits', 'mnist')] + [(o, seed) for o in ('digits', 'mnist') for seed in (0, 2)]
+    rows = [json.loads(o) for o in (tmp_path / 'a.jsonl').read_text('utf-8').splitlines()]
+    assert [(o['set'], o['seed']) for o in rows] == asked
+
+
+def test_the_ablation_draws_another_part_of_mnist_for_each_seed(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = import_module('ablation_rows')
+    sys.modules.pop('ablation_rows')
+    monkeypatch.setattr(script.demo, 'demo_mnist', lambda root: ([*range(3000)], torch.arange(3000)))
+    parts = [script.images_of('mnist', '.', seed) for seed in (0, 1, 0)]
+    assert all(images == labels.tolist() and len(set(images)) == script.PART for images, labels in parts)
+    assert parts[0][0] == parts[2][0] != parts[1][0]
