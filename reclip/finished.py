@@ -189,18 +189,38 @@ def report(
 def export(
     run: Run,
     output: Annotated[Path, typer.Argument(metavar='DIR', help='Folder to write.', show_default=False)],
+    student: Annotated[
+        Optional[str],
+        named_option(
+            '--student',
+            group='What',
+            metavar='V|T|both|best',
+            show_default=False,
+            help='Whose answers: of the image student V, of the text student T, of `both` side by side, or of the '
+            '`best`, which alone repeats most labels of the RUN.  [default: V if V alone labelled, else best]',
+        ),
+    ] = None,
     model: RunModel = None,
     pretrained: RunPretrained = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ):
-    """Write the adapted image tower as a plain open_clip checkpoint, with its classifier beside it.
+    """Write the adapted model as a plain open_clip checkpoint, with its classifier beside it.
 
-    Example:
+    Says on how many images that classifier repeats the labels of the RUN.
+
+    Examples:
 
     `reclip export RUN exported/`
+
+    `reclip export RUN exported/ --student both`  (T and V, as the paper's recipe answers)
     """
+    plain_messages(quiet, verbose)
     from reclip import run as runs
 
-    put(str(runs.export(run, output, model, pretrained)))
+    folder = runs.export(run, output, model, pretrained, student)
+    if not quiet:
+        put(str(folder))
 
 
 def cache(

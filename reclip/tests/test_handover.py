@@ -1,0 +1,116 @@
+"What is handed on: exports that say what they repeat, probabilities, accounts for machines, and folders to train from."
+
+import re
+from contextlib import chdir
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+from reclip import demo, run
+from reclip.cli import app
+
+WORDS = ', '.join(demo.class_names)
+N = 60
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(o) for o in args])
+
+
+def fine(*args):
+    found = call(*args)
+    assert found.exit_code == 0, (found.output, found.exception)
+    return found
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "60 digits as files"
+    folder = tmp_path_factory.mktemp('handover') / 'photos'
+    folder.mkdir()
+    for i, image in enumerate(demo.demo_digits()[0][:N]):
+        image.save(folder / f'{i:02}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def runs(photos):
+    "A run of each kind: who answers differs"
+    kinds = dict(auto={}, paper=dict(recipe='paper'), free=dict(method='training-free'), plain=dict(method='zeroshot'))
+    words = dict(model='demo', templates='digit', epochs=1, progress=False)
+    for name, how in kinds.items():
+        run.adapt(photos, WORDS, photos.parent / name, **words, **how)
+    return {name: photos.parent / name for name in kinds}
+
+
+def as_exported(folder, images):
+    "What the code in an exported README says of images"
+    code = (folder / 'README.md').read_text(encoding='utf-8').split('```python\n')[1].split('```')[0]
+    *setup, last = code.strip().splitlines()
+    assert last == 'print(classes[int(found.argmax())])'
+    answer, found = next(o for o in setup[::-1] if o.startswith('found = ')).removeprefix('found = '), []
+    with chdir(folder):
+        names = dict(image=images[0])
+        exec(code, names)
+        for o in images:
+            logits = eval(answer, names | dict(image=o))
+            found.append((names['classes'][int(logits.argmax())], float(logits.softmax(1).max())))
+    return pd.DataFrame(found, columns=['label', 'probability'])
+
+
+@pytest.mark.parametrize(
+    'kind, student, chosen, by',
+    [
+        ('auto', None, 'V', 'are those of V.'),
+        ('auto', 'T', 'T', 'are those of V.'),
+        ('auto', 'both', 'both', 'are those of V.'),
+        ('paper', None, None, 'are the mean of the students T and V.'),
+        ('paper', 'both', 'both', 'are the mean of the students T and V.'),
+        ('free', None, 'V', 'come from the labeller, not from a student'),
+        ('plain', None, 'V', 'come from plain CLIP'),
+    ],
+)
+def test_an_export_says_how_often_it_repeats_the_run(runs, tmp_path, capsys, kind, student, chosen, by):
+    found = fine('export', runs[kind], tmp_path / 'X', *(() if student is None else ('--student', student)))
+    told = (tmp_path / 'X' / 'README.md').read_text(encoding='utf-8')
+    table = run.read_predictions(runs[kind])
+    if chosen is None:  # the student that repeats more labels
+        chosen = 'V' if (table.v_label == table.label).sum() >= (table.t_label == table.label).sum() else 'T'
+    answers = as_exported(tmp_path / 'X', demo.demo_digits()[0][:N])
+    same = int((answers.label == table.label).sum())
+    counts = re.findall(r'(\d+) of (\d+) images', told)
+    assert counts == [(str(same), str(N))] * 2 and by in told  # what it says is what open_clip alone sees
+    assert by in found.stderr.replace('\n', ' ') and f'{same} of {N} images' in found.stderr
+    own = dict(V=table.v_label, T=table.t_label).get(chosen)
+    assert own is None or answers.label.tolist() == own.tolist()
+    if (kind, student) in (('auto', None), ('paper', 'both')):  # who answered, with its own probability
+        assert same == N and (answers.probability - table.probability).abs().max() < 1e-3
+    assert str(runs[kind].parent) not in told  # no absolute paths
+
+
+def test_two_students_stand_side_by_side(runs, tmp_path):
+    run.export(runs['paper'], tmp_path / 'X', student='both')
+    assert sorted(o.name for o in (tmp_path / 'X').iterdir()) == ['README.md', 'T', 'V', 'classes.txt']
+    t, v = (load_file(tmp_path / 'X' / o / 'open_clip_model.safetensors') for o in 'TV')
+    moved = {k for k in t if not torch.equal(t[k], v[k])}
+    assert any(o.startswith('visual.') for o in moved) and any(o.startswith('transformer.') for o in moved)
+    pretrained = demo.demo_clip()[0].state_dict()
+    assert all(torch.equal(t[k], pretrained[k]) for k in t if k.startswith('visual.'))
+    run.export(runs['paper'], tmp_path / 'V', student='V')
+    assert load_file(tmp_path / 'V' / 'open_clip_model.safetensors').keys() == v.keys()
+    assert 'centroids' in load_file(tmp_path / 'V' / 'classifier.safetensors')
+
+
+def test_an_export_without_pictures_says_so(runs, photos, tmp_path):
+    photos.rename(photos.parent / 'away')
+    try:
+        found = fine('export', runs['auto'], tmp_path / 'X')
+    finally:
+        (photos.parent / 'away').rename(photos)
+    told = (tmp_path / 'X' / 'README.md').read_text(encoding='utf-8')
+    assert told.count(f'{N} of {N} images') == 1 and 'could not be tried on the pictures' in told
+    assert 'could not be tried' in found.stderr
+    assert fine('export', runs['auto'], tmp_path / 'Y', '-q').output == ''
+    assert 'student' in call('export', runs['auto'], tmp_path / 'Z', '--student', 'W').stderr
+    assert call('export', runs['auto'], tmp_path / 'Z', '--student', 'W').exit_code == 2
