@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-import torch
 from .adapt import ReCLIP
 from .clip import encode_images
 from .images import show_path
@@ -81,7 +80,8 @@ def tried_agreement(
         return 'they are not where the run saw them, or no longer what it saw'
     files = files.keep(range(0, len(files), -(-len(files) // most)))
     parts = dict(V=(clip.image_state_, clip.centroids_), T=({}, clip.text_features_))
-    logits, bad, (model, preprocess, _) = 0, set(), clip.loaded()
+    model, preprocess, _ = clip.loaded()
+    logits, bad = 0, set()
     try:
         for name in parts if student == 'both' else student:
             state, classifier = parts[name]

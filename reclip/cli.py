@@ -14,7 +14,8 @@ import typer
 from .demo_command import demo
 from .devices import alone, is_first, rank
 from .eval_command import eval_, table
-from .finished import cache, export, info, predict, put_report, report
+from .export_command import export
+from .finished import cache, info, predict, put_report, report
 from .options import ENCODING, Cache, Classes, CsvSafe, Images, MaxUnreadable, Model, NoCache, Output, Overwrite
 from reclip.options import (
     Pretrained,
@@ -26,6 +27,7 @@ from reclip.options import (
     Verbose,
     settings_options,
 )
+from .run_options import Probabilities, TopK
 from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
 from .shell import command, options_of, plain_messages, put
 from .stops import hush
@@ -88,6 +90,8 @@ def _labelling(
     templates: Templates = None,
     max_unreadable: MaxUnreadable = MAX_UNREADABLE,
     csv_safe: CsvSafe = False,
+    top_k: TopK = 1,
+    probabilities: Probabilities = None,
     model: Model = MODEL,
     pretrained: Pretrained = PRETRAINED,
     cache: Cache = None,

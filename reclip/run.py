@@ -31,6 +31,7 @@ from .notes import note, noting
 from .pictures import UnreadableImage
 from .predict import predict
 from .prepare import check_words, prepare
+from .probabilities import Wanted
 from .results import machine, write_results
 from .run_folder import METHODS, first_names, info, is_csv_safe, predictions, read_predictions, read_run
 from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
@@ -55,6 +56,7 @@ class _Job(NamedTuple):
     work: Path  # working folder
     run_id: str
     notes: list[str]  # grows
+    wanted: Wanted = Wanted()  # beside the labels
 
 
 def _weights(clip):
@@ -168,6 +170,7 @@ def _account(job, method, found, started, seconds):
 def _write(job, place, table, found, about):
     "The results, and then the working folder takes its place"
     write_results(job.work, job.clip, table, found, about, job.notes)
+    job.wanted.write(job.clip, found.features, table.path, about['csv_safe'])
     finish(job.work, place)
 
 # %% ../nbs/09_run.ipynb #run-adapt
@@ -185,6 +188,8 @@ def adapt(
     progress: bool = True,  # show bars
     cache: str | os.PathLike | None = 'auto',  # folder where features stay for later runs, or None, see cache_folder
     csv_safe: bool = False,  # put an apostrophe before cells of tables that a spreadsheet would run as a formula
+    top_k: int = 1,  # classes that a row names, the label among them: label_2, probability_2, ...
+    probabilities: str | os.PathLike | None = None,  # file for all of them, see write_probabilities
     noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
     **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 ) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
@@ -196,7 +201,9 @@ def adapt(
     started, clock = datetime.now().astimezone(), time.perf_counter()
     settings = dict(verbose=progress and is_first()) | settings
     given = (images, classes, model, pretrained, templates, method, max_unreadable, settings)
+    wanted = Wanted(top_k, probabilities)
     with ExitStack() as stack, noting(noted) as notes:
+        on_first(lambda: wanted.check(overwrite or resume))
         place = on_first(lambda: claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
         clip, begun = node_first(lambda: prepare(*given))
         together(lambda: check_words(clip, method))
@@ -204,8 +211,9 @@ def adapt(
             job = _open(clip, images, begun | dict(csv_safe=csv_safe), notes, place, resume, overwrite)
             if job is None:
                 log.info('%s is finished already', place)
+                wanted.note_late()
                 return on_first(lambda: read_predictions(place))
-            return _work(job, place, cache, overwrite, started, clock)
+            return _work(job._replace(wanted=wanted), place, cache, overwrite, started, clock)
         except OSError as e:
             raise _with_way_out(e)
 
@@ -217,7 +225,7 @@ def _work(job, place, cache, overwrite, started, clock):
     method = _trainable(job.begun['method'], found)
     _fit(job, method, found)
     fitted = time.perf_counter()
-    table = predictions(job.clip, found.names)
+    table = job.wanted.ranked(predictions(job.clip, found.names), job.clip, found.features, method)
     seconds = dict(encode=encoded - clock, fit=fitted - encoded, total=fitted - clock)
     about = _account(job, method, found, started, {k: round(v, 2) for k, v in seconds.items()})
     on_first(lambda: _write(job, place, table, found, about))

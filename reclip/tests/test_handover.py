@@ -2,6 +2,7 @@
 
 import re
 from contextlib import chdir
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from reclip import demo, run
 from reclip.cli import app
+from reclip.kept import read_tensors
+from reclip.probabilities import write_probabilities
 
 WORDS = ', '.join(demo.class_names)
 N = 60
@@ -114,3 +117,70 @@ def test_an_export_without_pictures_says_so(runs, photos, tmp_path):
     assert fine('export', runs['auto'], tmp_path / 'Y', '-q').output == ''
     assert 'student' in call('export', runs['auto'], tmp_path / 'Z', '--student', 'W').stderr
     assert call('export', runs['auto'], tmp_path / 'Z', '--student', 'W').exit_code == 2
+
+
+@pytest.mark.parametrize('kind', ['auto', 'free', 'plain'])
+def test_the_next_classes_and_all_probabilities(photos, runs, tmp_path, kind):
+    methods = dict(auto=['adapt', '--epochs', 1], free=['adapt', '--training-free'], plain=['zeroshot'])
+    job = [*methods[kind][:1], photos, '-c', WORDS, '-t', 'digit', '-m', 'demo', '-o', tmp_path / 'RUN']
+    more = [*methods[kind][1:], '--top-k', 3, '--probabilities', tmp_path / 'p.safetensors']
+    found = fine(*job, *more)
+    table = run.read_predictions(tmp_path / 'RUN')
+    assert table.label.tolist() == run.read_predictions(runs[kind]).label.tolist()
+    tensors, about = read_tensors(tmp_path / 'p.safetensors')
+    p = pd.DataFrame(tensors['probabilities'].double().numpy(), columns=about['classes'])
+    assert about['paths'] == table.path.tolist() and (p.sum(axis=1) - 1).abs().max() < 1e-5
+    for i, row in table.iterrows():
+        rest = p.loc[i].drop(row.label).sort_values(ascending=False)
+        assert [row.label_2, row.label_3] == rest.index[:2].tolist()
+        assert abs(row.probability_2 - rest.iloc[0]) < 1e-4 and abs(row.probability_3 - rest.iloc[1]) < 1e-4
+    noted = 'need not be its label' in ' '.join(run.read_run(tmp_path / 'RUN')['notes'])
+    assert noted == (kind == 'free') == ('need not be its label' in found.stderr.replace('\n', ' '))
+    if kind != 'free':  # the probabilities are those that the labels come from
+        assert p.idxmax(axis=1).tolist() == table.label.tolist()
+        assert (p.max(axis=1) - table.probability).abs().max() < 1e-4
+
+
+def test_probabilities_in_each_format(photos, runs, tmp_path):
+    named = [tmp_path / f'p{o}' for o in ('.npy', '.csv', '.jsonl', '.safetensors')]
+    for path in named:
+        fine('predict', runs['auto'], photos, '-o', tmp_path / f'{path.suffix[1:]}.csv', '--probabilities', path)
+    plain = np.load(named[0], allow_pickle=False)
+    table, lines = pd.read_csv(named[1]), pd.read_json(named[2], lines=True)
+    assert list(table) == list(lines) == ['path', *demo.class_names] and plain.shape == (N, 10)
+    for o in (table, lines):
+        assert np.abs(o[list(demo.class_names)].to_numpy() - plain).max() < 1e-6
+    assert np.array_equal(load_file(named[3])['probabilities'].numpy(), plain)
+    write_probabilities(tmp_path / 'q.csv', torch.ones(1, 2) / 2, ['a.png'], ['path', 'field'])
+    assert list(pd.read_csv(tmp_path / 'q.csv')) == ['image', 'path', 'field']  # a class may be called `path`
+    fine('predict', runs['auto'], photos, '-o', tmp_path / 'k.csv', '--top-k', 2)
+    new = pd.read_csv(tmp_path / 'k.csv')
+    second = np.argsort(plain, axis=1)[:, -2]
+    assert new.label_2.tolist() == [demo.class_names[i] for i in second]
+    for args, words in [
+        (['--top-k', 0], 'top_k'),
+        (['--top-k', 101], 'top_k'),
+        (['--probabilities', tmp_path / 'p.txt'], '.npy'),
+        (['--probabilities', named[0]], 'exists'),
+    ]:
+        found = call('predict', runs['auto'], photos, '-o', tmp_path / 'n.csv', *args)
+        assert found.exit_code == 2 and words in found.stderr and not (tmp_path / 'n.csv').exists()
+    with pytest.raises(ValueError, match='top_k'):
+        run.adapt(photos, WORDS, tmp_path / 'R', model='demo', top_k=0, progress=False)
+    assert not (tmp_path / 'R').exists()
+
+
+def test_words_of_next_classes_stay_words(tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for i, image in enumerate(demo.demo_digits()[0][:20]):
+        image.save(folder / f'{i:02}.png')
+    table = run.adapt(
+        folder, ['007', 'None', '1e3'], tmp_path / 'R', model='demo', method='zeroshot', top_k=9, progress=False
+    )
+    assert {'label_3', 'probability_3'} < set(table) and 'label_4' not in table
+    assert run.read_predictions(tmp_path / 'R').label_2.tolist() == table.label_2.tolist()
+    assert 'there are only 3 classes' in ' '.join(run.read_run(tmp_path / 'R')['notes'])
+    again = dict(model='demo', method='zeroshot', top_k=2, resume=True, progress=False)
+    same = run.adapt(folder, ['007', 'None', '1e3'], tmp_path / 'R', **again)
+    assert same.equals(run.read_predictions(tmp_path / 'R'))  # finished: nothing is done again
