@@ -6,6 +6,7 @@
 __all__ = ['predict', 'put_report', 'report', 'cache', 'info']
 
 # %% ../nbs/11e_finished.ipynb #finished-export-imports
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -22,7 +23,9 @@ from reclip.options import (
     Run,
     Verbose,
 )
+from .files import write_json
 from .options import named_option, settings_options
+from .places import check_place
 from .run_options import Probabilities, RunModel, RunPretrained, TopK
 from .settings import MAX_UNREADABLE
 from .shell import plain_messages, put
@@ -154,6 +157,16 @@ def report(
             help='Also write RUN/report.ipynb, the calls that made each part. Needs reclip-torch[notebook].',
         ),
     ] = False,
+    json: Annotated[
+        Optional[Path],
+        named_option(
+            '--json',
+            group='What',
+            metavar='FILE',
+            show_default=False,
+            help='Also write what the report says, for machines; an earlier file is replaced.',
+        ),
+    ] = None,
     quiet: Quiet = False,
 ):
     """Write RUN/report.html, one page that needs nothing else.
@@ -163,8 +176,17 @@ def report(
     `reclip report RUN`
 
     `reclip report RUN --labels truth.csv`
+
+    `reclip report RUN --json scores.json --labels truth.csv`  (for a script)
     """
+    if json is not None:
+        check_place(json)
     put_report(run, labels, images, quiet, notebook)
+    if json is not None:
+        from reclip.account import report_account
+        from reclip.report_data import open_run
+
+        write_json(json, report_account(open_run(run, labels, images)))
 
 
 def cache(
@@ -191,9 +213,18 @@ def cache(
         put(f"  {size}  {o['tower']}, {o['precision']}, {o['device']}")
 
 
-def info(run: Run):
+def info(
+    run: Run,
+    json: Annotated[bool, named_option('--json', group='Run', help='As JSON, with the number of each class.')] = False,
+):
     """Say what a RUN is: model, method, classes, how much changed, and what was not used as given."""
     from reclip import run as runs
+
+    if json:
+        from reclip.account import run_account
+
+        put(dumps(run_account(run), indent=1, ensure_ascii=False))
+        return
 
     found = runs.info(run)
     notes = found.pop('notes', [])

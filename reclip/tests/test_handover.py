@@ -1,5 +1,6 @@
 "What is handed on: exports that say what they repeat, probabilities, accounts for machines, and folders to train from."
 
+import json
 import re
 from contextlib import chdir
 import numpy as np
@@ -184,3 +185,21 @@ def test_words_of_next_classes_stay_words(tmp_path):
     again = dict(model='demo', method='zeroshot', top_k=2, resume=True, progress=False)
     same = run.adapt(folder, ['007', 'None', '1e3'], tmp_path / 'R', **again)
     assert same.equals(run.read_predictions(tmp_path / 'R'))  # finished: nothing is done again
+
+
+def test_info_and_report_for_machines(photos, runs, tmp_path):
+    table = run.read_predictions(runs['paper'])
+    told = json.loads(fine('info', runs['paper'], '--json').stdout)
+    assert told['classes'] == {o: int((table.label == o).sum()) for o in demo.class_names}
+    assert told['empty_classes'] == [o for o, n in told['classes'].items() if not n]
+    assert told['changed'] == table.changed.mean() and told['settings']['recipe'] == 'paper'
+    truth = [demo.class_names[i] for i in demo.demo_digits()[1][:N]]
+    pd.DataFrame(dict(path=table.path, label=truth)).to_csv(tmp_path / 'truth.csv', index=False)
+    fine('report', runs['paper'], '-q', '--labels', tmp_path / 'truth.csv', '--json', tmp_path / 'r.json')
+    found = json.loads((tmp_path / 'r.json').read_text(encoding='utf-8'))
+    assert found.items() >= told.items() and found['skipped'] == [] and len(found['history']) == found['epochs'] + 1
+    scores = found['scores']
+    assert scores['n_labels'] == N and scores['accuracy']['final']['accuracy'] == (table.label == truth).mean()
+    assert scores['accuracy']['V (image student)']['accuracy'] == (table.v_label == truth).mean()
+    found = call('report', runs['paper'], '-q', '--json', tmp_path / 'truth.csv' / 'r.json')
+    assert found.exit_code == 2 and 'is not a folder' in found.stderr
