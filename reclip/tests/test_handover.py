@@ -13,6 +13,7 @@ from reclip import demo, run
 from reclip.cli import app
 from reclip.kept import read_tensors
 from reclip.probabilities import write_probabilities
+from reclip.sorted_folders import distinct_names, sort_images
 
 WORDS = ', '.join(demo.class_names)
 N = 60
@@ -203,3 +204,55 @@ def test_info_and_report_for_machines(photos, runs, tmp_path):
     assert scores['accuracy']['V (image student)']['accuracy'] == (table.v_label == truth).mean()
     found = call('report', runs['paper'], '-q', '--json', tmp_path / 'truth.csv' / 'r.json')
     assert found.exit_code == 2 and 'is not a folder' in found.stderr
+
+
+def tree(folder):
+    return sorted(o.relative_to(folder).as_posix() for o in folder.rglob('*') if o.suffix == '.png')
+
+
+def test_sorted_folders(photos, runs, tmp_path):
+    table = run.read_predictions(runs['auto'])
+    fine('sort', runs['auto'], '--copy-to', tmp_path / 'C')
+    fine('sort', runs['auto'], '--link-to', tmp_path / 'L', '-q')
+    assert tree(tmp_path / 'C') == tree(tmp_path / 'L') == sorted(f'{o.label}/{o.path}' for o in table.itertuples())
+    for o in table.itertuples():
+        copied, linked = (tmp_path / k / o.label / o.path for k in 'CL')
+        assert copied.read_bytes() == (photos / o.path).read_bytes() and not copied.is_symlink()
+        assert linked.is_symlink() and linked.samefile(photos / o.path)
+    assert call('sort', runs['auto'], '--copy-to', tmp_path / 'C').exit_code == 2  # nothing is replaced
+    assert 'give one of them' in call('sort', runs['auto']).stderr
+    classes = pd.read_csv(tmp_path / 'C' / 'classes.csv')
+    assert dict(zip(classes.label, classes.images)) == table.label.value_counts().to_dict()
+
+
+def test_sorted_folders_list_what_is_left_out(tmp_path):
+    for i, image in enumerate(demo.demo_digits()[0][:24]):
+        (tmp_path / 'photos' / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / 'photos' / 'ab'[i % 2] / f'{i // 2}.png')
+    names = ['zero/one', 'Two', 'two.', '..', 'con', 'five']
+    table = run.adapt(tmp_path / 'photos', names, tmp_path / 'R', model='demo', method='zeroshot', progress=False)
+    gone, other = tmp_path / 'photos' / table.path[0], tmp_path / 'photos' / table.path[23]
+    gone.unlink()
+    other.write_bytes((tmp_path / 'photos' / table.path[12]).read_bytes())
+    found = sort_images(tmp_path / 'R', tmp_path / 'S')
+    assert found.n_images == 22 == len(tree(tmp_path / 'S'))
+    assert {o.path for o in found.skipped} == {table.path[0], table.path[23]}
+    assert set(pd.read_csv(tmp_path / 'S' / 'skipped.csv').path) == {table.path[0], table.path[23]}
+    assert distinct_names(names) == ['zero_one', 'Two', 'two-2', '_', '_con', 'five']
+    classes = pd.read_csv(tmp_path / 'S' / 'classes.csv', keep_default_na=False)
+    for o in classes.itertuples():
+        assert len(list((tmp_path / 'S' / o.folder).iterdir())) == o.images
+    for o in table.drop([0, 23]).itertuples():  # each picture is in the folder of its class, under some name
+        folder = tmp_path / 'S' / dict(zip(classes.label, classes.folder))[o.label]
+        data = (tmp_path / 'photos' / o.path).read_bytes()
+        assert any(f.read_bytes() == data for f in folder.iterdir())
+
+
+def test_sorted_folders_are_whole_or_not_there(runs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('reclip.sorted_folders.write_table', full)
+    with pytest.raises(OSError, match='No space'):
+        sort_images(runs['auto'], tmp_path / 'S')
+    assert not list(tmp_path.iterdir())
