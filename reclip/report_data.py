@@ -12,14 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from .files import regular_file
 from .images import ImageFiles, find_images, show_path
 from .known import known_files
 from .labels import match_paths, read_labels
 from .notes import note, noting
 from .run import is_csv_safe, log, read_predictions, read_run, read_table
+from .run_folder import read_kept_features
 
 # %% ../nbs/10a_report_data.ipynb #reportdata-open
 class RunData(NamedTuple):
@@ -36,23 +34,6 @@ class RunData(NamedTuple):
     at: dict  # position in `files`, by name
     labels: pd.Series | None  # (N,) for scoring, None if nobody has them
     notes: list[str]  # what was not used as given: in the run, and in its labels
-
-
-def _read_features(path, n):
-    "Rows and both features of `features.safetensors`; `ValueError` if they are not those of n images"
-    try:
-        found = load_file(regular_file(path))
-    except (SafetensorError, ValueError) as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
-    rows, *both = (found.get(k, torch.empty(0)) for k in ('rows', 'frozen', 'adapted'))
-    whole = rows.ndim == 1 and rows.dtype == torch.int64 and len(rows)
-    if not whole or rows.min() < 0 or rows.max() >= n or (rows.diff() <= 0).any():
-        raise ValueError(f"{path} is damaged: expected rising positions of the {n:,} images as its rows")
-    for o in both:
-        alike = o.ndim == 2 and len(o) == len(rows) and o.shape == both[0].shape and o.is_floating_point()
-        if not alike or not o.isfinite().all():
-            raise ValueError(f"{path} is damaged: expected finite features of {len(rows):,} images, before and after")
-    return rows.numpy(), *(o.float() for o in both)
 
 
 def _named_pictures(images, table):
@@ -106,7 +87,7 @@ def open_run(
     skipped = read_table(folder / 'skipped.csv', dict(path=str, kind=str, reason=str), is_csv_safe(folder))
     if not len(history):
         raise ValueError(f"{folder / 'history.csv'} is damaged: it has no rows")
-    features = _read_features(folder / 'features.safetensors', len(table))
+    features = read_kept_features(folder / 'features.safetensors', len(table))
     with noting(config.get('notes', [])) as notes:
         found = None if labels is None else read_labels(labels, table.path.tolist(), config['settings']['class_names'])
     files, at = _pictures(folder, config, table, images)

@@ -256,7 +256,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, done, tmp_path):
         (['predict', done, tmp_path / 'nowhere', '-o', tmp_path / 'x.csv'], 'not there'),
         (['predict', done, folder / 'digits', '-o', tmp_path / 'x.txt'], '.csv, .jsonl or .parquet'),
         (
-            ['predict', done, folder / 'digits', '-o', tmp_path / 'x.csv', '--probabilities', tmp_path / 'p.csv'],
+            ['predict', done, folder / 'digits', '-o', tmp_path / 'x.csv', '--probabilities', tmp_path / 'p.txt'],
             'ends in .npy',
         ),
         (['predict', tmp_path / 'empty', folder / 'digits', '-o', tmp_path / 'x.csv'], 'not a finished run'),
