@@ -42,7 +42,7 @@ RunPretrained = Annotated[
 ]
 
 # %% ../nbs/11e_finished.ipynb #finished-predict
-@settings_options(*ENCODING, encode_batch_size=('--batch-size',))
+@settings_options(*ENCODING, 'none_of_these', encode_batch_size=('--batch-size',))
 def predict(
     run: Run,
     images: Images,

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from .report_data import RunData
+from .run_folder import unclassed
 from .settings import Settings
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-html
@@ -121,6 +122,7 @@ def class_counts(
     before, after = d.table.zero_shot_label.value_counts(), d.table.label.value_counts()
     counts = pd.DataFrame(dict(before=before, after=after)).reindex(classes).fillna(0).astype(int)
     shown = counts if len(counts) <= most else _shown_counts(counts, most)
+    none = int(unclassed(d.table).sum())
     top = max(1, int(shown.to_numpy().max()))
     rows = [
         dict(name=c, before=r.before / top, after=r.after / top, old=f'{r.before:,}', new=f'{r.after:,}')
@@ -129,6 +131,7 @@ def class_counts(
     which = 'those whose number changed most, then the largest' if moved else 'the largest'
     which = 'all that have an image' if len(shown) < most else which
     below = f'{len(shown):,} of {len(counts):,} classes: {which}.' if len(counts) > most else ''
+    below += f' {many(none, "image")} got none of the classes.' if none else ''
     return bars(rows, ['zero-shot', 'final' if moved else 'images'], moved, below)
 
 

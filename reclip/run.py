@@ -32,6 +32,7 @@ from .pictures import UnreadableImage
 from .predict import predict
 from .prepare import check_words, prepare
 from .results import machine, write_results
+from .second_graph import SecondGraph, check_count, read_graph, rows_of
 from .run_folder import METHODS, first_names, info, is_csv_safe, predictions, read_predictions, read_run
 from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
 from .snapshots import TrainingState
@@ -55,6 +56,7 @@ class _Job(NamedTuple):
     work: Path  # working folder
     run_id: str
     notes: list[str]  # grows
+    graph: SecondGraph | None = None  # neighbours by another encoder
 
 
 def _weights(clip):
@@ -99,6 +101,7 @@ def _frozen(job, cache):
         known, found = on_first(look)
         if known:
             return found._replace(features=from_first(features))
+        check_count(job.graph, found)
         found = encode_found(job.clip, found, job.begun['max_unreadable'], cache)
         on_first(lambda: keep_found(kept, found, job.run_id, job.notes))
         return found
@@ -126,9 +129,11 @@ def _fit(job, method, found):
 
     state = on_first(last)
     try:
+        graph = rows_of(job.graph, found)
         if method != 'adapt':
-            return job.clip.fit_features(found.features, propagate=method != 'zeroshot')
-        return job.clip.fit(found.files, frozen_features=found.features, state=state, keep=keep)
+            return job.clip.fit_features(found.features, method != 'zeroshot', graph)
+        known = dict(frozen_features=found.features, graph_features=graph)
+        return job.clip.fit(found.files, state=state, keep=keep, **known)
     except UnreadableImage:
         raise  # a disk that is gone may come back
     except (ValueError, FloatingPointError):
@@ -154,6 +159,7 @@ def _account(job, method, found, started, seconds):
         id=job.run_id,
         weights=job.weights,
         images=job.begun['images'],
+        **({} if job.graph is None else dict(graph_features=job.graph.source)),
         features=found.files is None,
         classes=first_names(job.clip.class_names),
         n_images=len(found.names),
@@ -186,6 +192,7 @@ def adapt(
     cache: str | os.PathLike | None = 'auto',  # folder where features stay for later runs, or None, see cache_folder
     csv_safe: bool = False,  # put an apostrophe before cells of tables that a spreadsheet would run as a formula
     noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
+    graph_features=None,  # file or rows (N, E) of these images by another encoder, for the neighbours, see read_graph
     **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 ) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
     """From images and words to a run
@@ -196,16 +203,19 @@ def adapt(
     started, clock = datetime.now().astimezone(), time.perf_counter()
     settings = dict(verbose=progress and is_first()) | settings
     given = (images, classes, model, pretrained, templates, method, max_unreadable, settings)
+    read = [classes, templates, pretrained, graph_features]
     with ExitStack() as stack, noting(noted) as notes:
-        place = on_first(lambda: claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
+        place = on_first(lambda: claim(stack, output, images, read, resume, overwrite))
         clip, begun = node_first(lambda: prepare(*given))
         together(lambda: check_words(clip, method))
+        graph = node_first(lambda: read_graph(graph_features, clip, method))
+        begun |= dict(csv_safe=csv_safe, graph_features=graph and graph.digest)
         try:
-            job = _open(clip, images, begun | dict(csv_safe=csv_safe), notes, place, resume, overwrite)
+            job = _open(clip, images, begun, notes, place, resume, overwrite)
             if job is None:
                 log.info('%s is finished already', place)
                 return on_first(lambda: read_predictions(place))
-            return _work(job, place, cache, overwrite, started, clock)
+            return _work(job._replace(graph=graph), place, cache, overwrite, started, clock)
         except OSError as e:
             raise _with_way_out(e)
 

@@ -107,6 +107,9 @@ class Settings:
         choices=RECIPES,
         flags=('--preset',),
     )
+    none_of_these: float | None = _setting(
+        None, float, 'Method', 'Less probable labels become "none of these".', above=0, below=1, metavar='SHARE'
+    )
     seed: int = _setting(0, int, 'Method', 'Of the order of training.', low=-(2**63))
     encode_batch_size: int | None = _setting(
         None,

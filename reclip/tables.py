@@ -68,13 +68,14 @@ def read_table(
     path: str | os.PathLike,  # `.csv`
     columns: dict[str, type],  # those it must have, and what is in each: `str`, `int`, `float` or `bool`
     csv_safe: bool = False,  # as it was written
+    others: dict[str, type] = {},  # columns it may have
 ) -> pd.DataFrame:  # these columns, and others that are there
     """A table as it was written: words stay words, also `007` and `None`
 
     `ValueError` if it is damaged, lacks a column or holds something else in it
     """
     try:
-        table = pd.read_csv(regular_file(path), keep_default_na=False, dtype=columns)
+        table = pd.read_csv(regular_file(path), keep_default_na=False, dtype=columns | others)
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}") from e
     lacking = [k for k in columns if k not in table]
