@@ -57,6 +57,7 @@ class _Job(NamedTuple):
     run_id: str
     notes: list[str]  # grows
     graph: SecondGraph | None = None  # neighbours by another encoder
+    cache: str | os.PathLike | None = None  # folder of features
 
 
 def _weights(clip):
@@ -129,7 +130,7 @@ def _fit(job, method, found):
 
     state = on_first(last)
     try:
-        graph = rows_of(job.graph, found)
+        graph = rows_of(job.graph, found, job.clip, job.cache)
         if method != 'adapt':
             return job.clip.fit_features(found.features, method != 'zeroshot', graph)
         known = dict(frozen_features=found.features, graph_features=graph)
@@ -192,7 +193,7 @@ def adapt(
     cache: str | os.PathLike | None = 'auto',  # folder where features stay for later runs, or None, see cache_folder
     csv_safe: bool = False,  # put an apostrophe before cells of tables that a spreadsheet would run as a formula
     noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
-    graph_features=None,  # file or rows (N, E) of these images by another encoder, for the neighbours, see read_graph
+    graph_features=None,  # another encoder's file or rows (N, E), or load_encoder's model: who is whose neighbour
     **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 ) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
     """From images and words to a run
@@ -215,7 +216,7 @@ def adapt(
             if job is None:
                 log.info('%s is finished already', place)
                 return on_first(lambda: read_predictions(place))
-            return _work(job._replace(graph=graph), place, cache, overwrite, started, clock)
+            return _work(job._replace(graph=graph, cache=cache), place, cache, overwrite, started, clock)
         except OSError as e:
             raise _with_way_out(e)
 

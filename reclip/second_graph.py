@@ -11,24 +11,28 @@ from hashlib import blake2b
 from typing import NamedTuple
 import torch
 from .adapt import ReCLIP
+from .cache import encode_cached
+from .clip import unit_rows
 from .features import read_features
 from .found import Found
 from .images import show_path
 from .kept import row_digests
 from .labeller import graph_rows
 from .notes import note
+from .second_encoder import SecondEncoder
 
 # %% ../nbs/09k_second_graph.ipynb #secondgraph-read
 class SecondGraph(NamedTuple):
     "What another encoder has made of the images of a run"
 
-    rows: torch.Tensor  # (R, E) unit rows
+    rows: torch.Tensor | None  # (R, E) unit rows; None if the encoder has still to make them
     source: str  # where they come from
-    digest: str  # of their contents: a run goes on with the same rows only
+    digest: str  # of their contents, or of the encoder: a run goes on with the same only
+    encoder: SecondEncoder | None = None
 
 
 def read_graph(
-    graph_features,  # file as read_features takes it, or rows (R, E); None: no other encoder
+    graph_features,  # file as read_features takes it, rows (R, E), or a SecondEncoder; None: no other encoder
     clip: ReCLIP,  # its settings
     method: str,  # one of METHODS
 ) -> SecondGraph | None:
@@ -38,8 +42,11 @@ def read_graph(
     if method == 'zeroshot':
         note('not used: graph_features, for zero-shot labels have no neighbours')
         return None
+    if isinstance(graph_features, SecondEncoder):
+        graph_rows(torch.ones(1, 1), 1, clip)  # whether the labeller takes any
+        return SecondGraph(None, graph_features.source, graph_features.digest(), graph_features)
     is_path = isinstance(graph_features, (str, os.PathLike))
-    rows = read_features(graph_features) if is_path else graph_features
+    rows = read_features(graph_features) if is_path else unit_rows(graph_features, 'graph_features').float()
     rows = graph_rows(rows, len(rows), clip).float().cpu()
     digest = blake2b(b''.join(row_digests(rows)), digest_size=16).hexdigest()
     return SecondGraph(rows, show_path(os.path.abspath(graph_features)) if is_path else 'an array', digest)
@@ -48,10 +55,14 @@ def read_graph(
 def rows_of(
     graph: SecondGraph | None,  # from read_graph
     found: Found,  # images of a run
+    clip: ReCLIP,  # how it encodes
+    cache: str | os.PathLike | None = None,  # folder for features of the encoder, see cache_folder
 ) -> torch.Tensor | None:  # (N, E), a row for each image of the run
     "Rows of the images that could be read; `ValueError` if there is another number of them"
     if graph is None:
         return None
+    if graph.encoder is not None:
+        return _encode(graph.encoder, found, clip, cache)
     n = len(found.names)
     n_found = found.n_found
     if len(graph.rows) == n:
@@ -64,12 +75,25 @@ def rows_of(
     )
 
 
+def _encode(encoder, found, clip, cache):
+    "Rows of the images of a run by another model"
+    if found.files is None:
+        raise ValueError(
+            'graph_model: features have no images to encode; give those of the other model (--graph-features)'
+        )
+    how = dict(batch_size=clip.encode_batch_size, num_workers=clip.num_workers, precision=clip.precision)
+    encoder = encoder.to(clip.loaded().device)
+    return encode_cached(
+        encoder, found.files, encoder.preprocess, cache, digests=found.digests, progress=clip.verbose, **how
+    )
+
+
 def check_count(
     graph: SecondGraph | None,  # from read_graph
     found: Found,  # images of a run, none of them opened yet
 ):
     "`ValueError` for a number of rows that is too large whatever can be opened"
-    if graph is not None and len(graph.rows) > found.n_found:
+    if graph is not None and graph.rows is not None and len(graph.rows) > found.n_found:
         raise ValueError(_count(graph, found, f'{found.n_found:,}'))
 
 

@@ -198,3 +198,54 @@ def test_the_command_line(scans, tmp_path):
 def test_zero_shot_has_no_use_for_it(scans, tmp_path):
     run.adapt(scans / 'scans', WORDS, tmp_path / 'R', method='zeroshot', graph_features=scans / 'other.npy', **HOW)
     assert any('not used: graph_features' in o for o in run.info(tmp_path / 'R')['notes'])
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    "Weights of a small model of timm, as a file"
+    timm = pytest.importorskip('timm')
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('timm') / 'weights.safetensors'
+    save_file(timm.create_model('test_vit', pretrained=False).state_dict(), path)
+    return path
+
+
+def test_a_model_of_timm_makes_the_rows(scans, digits, weights, tmp_path):
+    from reclip.second_encoder import load_encoder
+
+    encoder = load_encoder('test_vit', weights)
+    with torch.no_grad():
+        rows = encoder.visual(torch.stack([encoder.preprocess(o.convert('RGB')) for o in digits[0][:60]]))
+    how = dict(method='training-free') | HOW
+    given = run.adapt(scans / 'scans', WORDS, tmp_path / 'A', graph_features=rows, **how)
+    words = ['-c', ','.join(WORDS), '-t', 'digit', '-m', 'demo', '--training-free', '-q']
+    more = ['--graph-model', 'test_vit', '--graph-weights', str(weights), '-o', str(tmp_path / 'B')]
+    made = CliRunner().invoke(app, ['adapt', str(scans / 'scans'), *words, *more])
+    assert made.exit_code == 0, made.output
+    assert run.read_predictions(tmp_path / 'B').label.tolist() == given.label.tolist()
+    about = json.loads((tmp_path / 'B' / 'config.json').read_text())['run']
+    assert about['graph_features'] == f'test_vit ({weights})' and about['begun']['graph_features'] == encoder.digest()
+    for wrong in (['--graph-features', str(scans / 'other.npy'), *more], more[2:]):
+        bad = CliRunner().invoke(app, ['adapt', str(scans / 'scans'), *words, *wrong[:-1], str(tmp_path / 'C')])
+        assert bad.exit_code == 2 and 'graph-' in bad.output and not (tmp_path / 'C').exists()
+
+
+def test_an_untrained_model_is_refused(weights, monkeypatch, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from reclip import second_encoder
+    from reclip.second_encoder import load_encoder
+
+    with pytest.raises(ValueError, match='timm knows no model .*did you mean'):
+        load_encoder('test_vitt')
+    monkeypatch.setattr(second_encoder.timm, 'is_model_pretrained', lambda name: False)
+    with pytest.raises(ValueError, match='nobody has published weights of test_vit'):
+        load_encoder('test_vit')
+    part = {k: v for k, v in load_file(weights).items() if not k.startswith('blocks.1')}
+    save_file(part, tmp_path / 'part.safetensors')
+    with pytest.raises(ValueError, match=r'lacks \d+ weights of test_vit, such as blocks.1'):
+        load_encoder('test_vit', tmp_path / 'part.safetensors')
+    with pytest.raises(ValueError, match='other weights than those of|lacks'):
+        load_encoder('test_vit2', weights)
