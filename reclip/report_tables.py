@@ -168,6 +168,7 @@ def _about_run(d):
         ('method', about['method']),
         ('model', s['model'] if whole_name else f"{s['model']}, {s['pretrained']}"),
         ('images', f"a list of {len(about['images']):,} paths" if listed else about['images']),
+        *([('neighbours by', about['graph_features'])] if 'graph_features' in about else []),
         ('classes', some(about['classes'], 20)),
         ('templates', some(s['templates'], 4) + (', and descriptions' if s['descriptions'] else '')),
         ('started', about['started']),
