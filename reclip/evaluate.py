@@ -185,7 +185,7 @@ def method_settings(
     fixed = fixed_settings(using(settings, recipe=TRAINED.get(method, settings.recipe)))
     if method == 'propagation':
         return {k: fixed[k] for k in _GRAPH}
-    return {k: v for k, v in fixed.items() if k not in ('seed', 'encode_batch_size', 'precision')}
+    return {k: v for k, v in fixed.items() if k not in ('seed', 'encode_batch_size', 'precision', 'none_of_these')}
 
 # %% ../nbs/14_eval.ipynb #eval-evaluate
 def _plain(value, digits=6):

@@ -33,6 +33,8 @@ class Found(NamedTuple):
     skipped: list[Skipped]
     digests: list[bytes]  # (N,) of 16 bytes
     unreadable: dict[str, str]  # see Seen
+    order: list[int]  # (N,) positions among all that were found
+    n_found: int  # with those that could not be opened
 
 # %% ../nbs/09g_found.ipynb #found-find
 def find_rows(
@@ -42,12 +44,14 @@ def find_rows(
     "What is there now; `ValueError` or `FileNotFoundError` if it cannot be rows"
     if not is_features(images):
         files, skipped = find_images(images)
-        return Found(None, files.names, files, skipped, image_digests(files, clip.verbose), {})
+        digests = image_digests(files, clip.verbose)
+        return Found(None, files.names, files, skipped, digests, {}, list(range(len(files))), len(files))
     features, width = read_features(images), clip.zero_shot_texts().shape[1]
     if features.shape[1] != width:
         wide = f'features are {features.shape[1]} wide, those of this model {width}'
         raise ValueError(f"{show_path(images)}: {wide}; name the model that made them")
-    return Found(features, [str(i) for i in range(len(features))], None, [], row_digests(features), {})
+    rows = list(range(len(features)))
+    return Found(features, [str(i) for i in rows], None, [], row_digests(features), {}, rows, len(rows))
 
 
 def digests_now(
@@ -86,7 +90,10 @@ def encode_found(
     digests = dict(zip(found.names, found.digests))
     read = set(files.names)
     bad = {show_path(o): digest.hex() for o, digest in digests.items() if o not in read}
-    return Found(features.cpu(), files.names, files, skipped, [digests[o] for o in files.names], bad)
+    order = [i for i, o in enumerate(found.names) if o in read]
+    return Found(
+        features.cpu(), files.names, files, skipped, [digests[o] for o in files.names], bad, order, found.n_found
+    )
 
 # %% ../nbs/09g_found.ipynb #found-keep
 def keep_found(
@@ -123,6 +130,7 @@ def find_again(
     seen = Seen(names, split_digests(tensors['digests']), [o.path for o in skipped], about['unreadable'])
     same_images(seen, dict(zip(at, now.digests)))
     log.info('found the features of %s images from before', f'{len(names):,}')
-    files = now.files.keep([at[o] for o in names])
+    order = [at[o] for o in names]
+    files = now.files.keep(order)
     features = tensors['frozen'].clone()  # in a mapped file a product's last bit may differ
-    return Found(features, files.names, files, skipped, seen.digests, seen.unreadable)
+    return Found(features, files.names, files, skipped, seen.digests, seen.unreadable, order, now.n_found)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'ALL', 'NEAR', 'FAR', 'classes_in_use', 'fullness', 'image_side', 'matching_scale', 'mixture_shares',
-           'mixture_labels', 'label_images']
+           'mixture_labels', 'graph_rows', 'label_images']
 
 # %% ../nbs/05c_labeller.ipynb #labeller-export-imports
 import math
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from .blocks import Summary
+from .clip import unit_rows
 from .graph import find_neighbors, whole
 from .mixture import Model, Near, Shares, fit_mixture, near_weights, parts, smooth
 from .notes import note
@@ -129,6 +130,25 @@ def mixture_labels(
 _PROPAGATION = ('projection', 'max_dim', 'n_neighbors', 'alpha', 'max_iter', 'tol')
 
 
+def graph_rows(
+    graph_features,  # (N, E) rows of another encoder, of any length but zero; or None
+    n: int,  # images
+    settings: Settings = DEFAULTS,  # labeller or recipe
+) -> torch.Tensor | None:  # (N, E) unit rows
+    "What another encoder says of these very images; `ValueError` if it cannot be used"
+    if graph_features is None:
+        return None
+    if settings.labels_by() == 'propagation':
+        raise ValueError("graph_features: label propagation has words and images in one graph; give labeller='mixture'")
+    rows = unit_rows(graph_features, 'graph_features')
+    if len(rows) != n:
+        raise ValueError(
+            f'graph_features: expected a row for each of {n:,} images, in their order, got {len(rows):,} rows; '
+            'encode the same images'
+        )
+    return rows
+
+
 def label_images(
     image_features: torch.Tensor,  # (N, D) unit rows
     text_features: torch.Tensor,  # (M, D) unit rows
@@ -137,14 +157,11 @@ def label_images(
     logit_scale: float,  # the model's own
     basis: torch.Tensor | None = None,  # (D, r) from projection_basis, for propagation
     split: Callable = whole,  # who does which rows, see find_neighbors
-    graph_features: torch.Tensor | None = None,  # (N, E), see mixture_labels
+    graph_features=None,  # (N, E), see graph_rows
 ) -> Summary:  # `(pseudo_labels, confidence, probability)`
     "Pseudo-labels by the labeller of these settings"
+    graph_features = graph_rows(graph_features, len(image_features), settings)
     if settings.labels_by() == 'propagation':
-        if graph_features is not None:
-            raise ValueError(
-                "graph_features: label propagation has words and images in one graph; give labeller='mixture'"
-            )
         return propagate_labels(image_features, text_features, basis, settings, split)
     if idle := [name for name in _PROPAGATION if getattr(settings, name) != getattr(DEFAULTS, name)]:
         note(f"not used: {', '.join(idle)}, as labels are made by a mixture; labeller='propagation' uses them")

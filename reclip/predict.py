@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 import pandas as pd
 import torch
-from .answers import certainty
+from .answers import certainty, rejected
 from .adapt import ReCLIP
 from .devices import is_first, node_first, on_first, together
 from .features import is_features, read_features
@@ -37,7 +37,9 @@ def label_rows(
     best = p.max(1)
     found = SimpleNamespace(
         class_names=clip.class_names,
-        labels_=best.indices,
+        none_of_these=clip.none_of_these,
+        labels_=rejected(best.indices, best.values, clip),
+        best_labels_=best.indices,
         probability_=best.values,
         confidence_=certainty(p, clip.voices()),
         zero_shot_labels_=nearest(frozen, clip.zero_shot_texts()),
@@ -58,7 +60,7 @@ def predict(
     cache: str | os.PathLike | None = 'auto',  # folder for features, see cache_folder
     model: str | None = None,  # the run's model, if it lies elsewhere now or was not named here yet, see model_of_run
     pretrained: str | None = None,  # the same for a checkpoint file
-    **settings,  # that may differ from the run: encode_batch_size, num_workers, precision
+    **settings,  # that may differ from the run: encode_batch_size, num_workers, precision, none_of_these
 ) -> tuple[pd.DataFrame, torch.Tensor, list[Skipped]]:  # a row per image; probabilities (N, M); what was skipped
     """Labels of images that were not in the run: path, label, confidence, probability, zero_shot_label
 
@@ -81,7 +83,8 @@ def predict(
 def _fitted(run, model, loading, settings, given):
     "What a run says of itself, and its estimator; refuses what cannot work"
     about = read_run(run)['run']
-    clip = ReCLIP.load(run, model, **loading).set_params(**settings)
+    changed = {k: v for k, v in settings.items() if k != 'none_of_these' or v is not None}  # None: as the run has it
+    clip = ReCLIP.load(run, model, **loading).set_params(**changed)
     check_settings(clip)
     if given and about['method'] == 'adapt':
         raise ValueError(

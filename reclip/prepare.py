@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from .adapt import ReCLIP
 from .devices import default_device
 from .images import find_images, show_path
+from .notes import note
 from .projection import projection_basis
-from .run_folder import METHODS
+from .run_folder import METHODS, NONE
 from .settings import check_settings, fixed_settings
 from .trust import settled_model
 from .words import read_classes, read_templates
+from .zeroshot import check_class_names
 
 # %% ../nbs/09f_prepare.ipynb #prepare-prepare
 log = logging.getLogger('reclip')
@@ -43,6 +45,7 @@ def prepare(
     templates = read_templates(templates)
     clip = ReCLIP(model, pretrained, names, templates, descriptions=words.descriptions, **settings)
     check_settings(clip)
+    _check_none(clip)
     source = _source(images)
     about = dict(method=method, images=source, max_unreadable=max_unreadable) | fixed_settings(clip)
     told = ('model', 'pretrained', 'class_names', 'templates', 'descriptions')
@@ -50,6 +53,19 @@ def prepare(
     log.debug('model %s on %s; %d classes, %d templates', model, on, len(names), len(templates))
     clip.loaded()
     return clip, about | {k: getattr(clip, k) for k in told}
+
+
+def _check_none(clip):
+    "A class may be called as images of no class are, as long as there are none: `ValueError`"
+    names = (o for aliases in check_class_names(clip.class_names) for o in aliases)
+    called = any(NONE == ' '.join(o.lower().split()) for o in names)
+    if called and clip.none_of_these is not None:
+        raise ValueError(
+            f'class_names: {NONE!r} is what images are called whose best class is less probable than '
+            f'none_of_these={clip.none_of_these}; rename the class, or leave the setting away'
+        )
+    if called:
+        note(f'class_names: {NONE!r} is a class like the others here; the setting none_of_these rejects by probability')
 
 
 def _source(images):

@@ -106,6 +106,7 @@ ARRIVES = [
     ('-w', 2, 'num_workers', 2),
     ('--precision', 'bfloat16', 'precision', 'bfloat16'),
     ('--device', 'cpu', 'device', 'cpu'),
+    ('--none-of-these', 0.4, 'none_of_these', 0.4),
     ('--grad-checkpointing', None, 'grad_checkpointing', True),
     ('--compile', None, 'compile', True),
 ]
