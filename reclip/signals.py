@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import PercentFormatter
 from .graph import affinity_graph, find_neighbors
 from .settings import DEFAULTS
 
@@ -84,6 +85,7 @@ def knob_figure(
             ax.plot(at, values[at], 'o', ms=11, mfc='none', mec='0.3', mew=1.5)
         ax.set_xticks(range(len(values)), [str(o) for o in right])
         ax.set_title(title, fontsize=10)
-    axes[0].yaxis.set_major_formatter('{x:.0%}')
+        if max(values) <= 1:
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
     fig.supxlabel(f'{knob}; circled: the default' if usual is not None else knob, fontsize=10)
     return fig
