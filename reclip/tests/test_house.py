@@ -5,6 +5,7 @@ An exception stands in a table, one by one and with its reason; a test fails for
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -248,3 +249,18 @@ def alpha_defaults(tree):
 def test_the_default_of_alpha_is_written_once():
     found = {name: lines for name, tree in MODULES.items() if (lines := [*alpha_defaults(tree)])}
     assert found.keys() == ALPHA and all(len(lines) == 1 for lines in found.values()), found
+
+
+# ---- pages
+
+
+STAGES = '02_zeroshot 03_projection 04_graph 05_pseudolabel 05a_mixture 05c_labeller 06_selftrain'.split()
+BOXES = ('note', 'Why it is there'), ('warning', 'When it fails'), ('tip', 'Turn this knob')
+
+
+@pytest.mark.parametrize('page', STAGES)
+def test_a_stage_closes_with_three_boxes_of_one_form(page):
+    cells = json.loads((ROOT / 'nbs' / f'{page}.ipynb').read_text('utf-8'))['cells']
+    said = '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'markdown')
+    assert re.findall(r'^::: \{\.callout-(\w+) title="([^"]+)"\}$', said, re.M) == list(BOXES)
+    assert any('knob_figure(' in ''.join(o['source']) and o.get('outputs') for o in cells)
