@@ -14,7 +14,7 @@ from textwrap import indent
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
-from .answers import after_training, combined, without_training
+from .answers import after_training, combined, decided, likeliest, without_training
 from .clip import Clip, load_clip
 from .devices import is_first, split
 from .estimator import Estimator, describe_settings
@@ -89,24 +89,26 @@ class ReCLIP(Settings, Estimator):
         frozen_features: torch.Tensor | None = None,  # (N, D) unit rows of these images by this model, if known
         state: TrainingState | None = None,  # go on from here, see adapt
         keep: Callable | None = None,  # receives a TrainingState after each epoch
+        graph_features=None,  # (N, E) of these images by another encoder: who is whose neighbour, see graph_rows
     ) -> 'ReCLIP':  # itself
         "Adapt to the images; features are labelled without training"
         rows = given_rows(self, X, fit=True)
         if rows is not None:
             if self.epochs:
                 note(f'epochs={self.epochs} is not used: features have no images to train on')
-            return self.fit_features(rows)
+            return self.fit_features(rows, graph_features=graph_features)
         settings = using(self, verbose=self.verbose and is_first())
         words = dict(descriptions=self.descriptions, text_features=self._distinct_texts())
         going_on = dict(frozen_features=frozen_features, state=state, keep=keep, scorer=scorer)
-        how = dict(training=training_class()) | words | going_on
+        how = dict(training=training_class(), graph_features=graph_features) | words | going_on
         found = adapt(self.loaded(), X, self.names(), self.templates, settings, **how)
-        return self.remember(after_training(found, self.voices()))
+        return self.remember(decided(after_training(found, self.voices()), self))
 
     def fit_features(
         self,
         image_features,  # (N, D) of the untouched image tower, rows of any length but zero
         propagate: bool = True,  # False: plain zero-shot labels, nothing is learned
+        graph_features=None,  # as `fit` takes them
     ) -> 'ReCLIP':  # itself; both students are the pretrained model
         """Training-free ReCLIP (stages 1 and 2)
 
@@ -114,18 +116,18 @@ class ReCLIP(Settings, Estimator):
         """
         clip, text = self.loaded(), self._distinct_texts()
         x = rows_as_wide(image_features, text)
-        found = self._propagate(x, text, clip.device) if propagate else None
+        found = self._propagate(x, text, clip.device, graph_features) if propagate else None
         kept = without_training(x, text, self.scale(clip.logit_scale), found, self.voices())
         for tower in ('text', 'image'):
             kept[f'{tower}_state'] = {k: v.cpu() for k, v in norm_state(clip.model, tower).items()}
-        return self.remember(kept)
+        return self.remember(decided(kept, self))
 
-    def _propagate(self, x, text, device):
+    def _propagate(self, x, text, device, graph_features):
         "Stages 1 and 2 where the model is"
         settings, basis = using(self, verbose=self.verbose and is_first()), None
         if self.labels_by() == 'propagation':
             basis = projection_basis(text, self.projection, self.dimensions(len(text)))
-        how = dict(logit_scale=self.loaded().logit_scale, basis=basis, split=split)
+        how = dict(logit_scale=self.loaded().logit_scale, basis=basis, split=split, graph_features=graph_features)
         return label_images(x.to(device), text.to(device), settings, **how)
 
     def transform(
@@ -162,9 +164,9 @@ class ReCLIP(Settings, Estimator):
     def predict(
         self,
         X,  # what `fit` takes; also images that were not in it
-    ):  # labels (N,) int64, positions in `class_names`
+    ):  # labels (N,) int64, positions in `class_names`; -1 below `none_of_these`
         "Labels of images"
-        return self.predict_proba(X).argmax(1)
+        return likeliest(self.predict_proba(X), self)
 
     def save(
         self,
@@ -240,9 +242,8 @@ class ReCLIP(Settings, Estimator):
 
     def _encode(self, images, *states):
         "Image features with `states` in the model's norm layers"
-        clip = self.loaded()
-        with borrowed(clip.model, *states):
-            return clip.images(images, using(self))
+        with borrowed(self.loaded().model, *states):
+            return self.loaded().images(images, using(self))
 
     def __getstate__(self):
         "A model by name is not copied along"

@@ -7,7 +7,8 @@ __all__ = ['NOTEBOOK_ABOUT', 'SETUP', 'write_report', 'HTML', 'PAGE', 'PARTS', '
            'accuracies', 'calibration', 'checks', 'checks_list', 'class_counts', 'confusion', 'contact_sheet',
            'duplicates_sheet', 'effective_classes', 'embedding_map', 'history_figure', 'least_sure', 'map_note',
            'moves', 'near_duplicates', 'open_run', 'parts_for', 'read_labels', 'recalls', 'reliability_figure',
-           'scores', 'settings_table', 'skipped_table', 'style', 'summary', 'surest_changes', 'title', 'typical']
+           'scores', 'settings_table', 'shares_table', 'skipped_table', 'style', 'summary', 'surest_changes', 'title',
+           'typical']
 
 # %% ../nbs/10_report.ipynb #report-export-imports
 import os
@@ -31,7 +32,7 @@ from .report_pictures import contact_sheet, duplicates_sheet, least_sure, near_d
 from .report_scores import accuracies, calibration, confusion, recalls, reliability_figure, scores
 from .notes import many
 from .report_tables import HTML, PAGE, STYLE, TEMPLATES, class_counts, fill, moves
-from .report_tables import settings_table, skipped_table, style
+from .report_tables import settings_table, shares_table, skipped_table, style
 from .run import log, read_run
 
 # %% ../nbs/10_report.ipynb #report-names
@@ -66,6 +67,7 @@ _all_ = [
     'reliability_figure',
     'scores',
     'settings_table',
+    'shares_table',
     'skipped_table',
     'style',
     'summary',

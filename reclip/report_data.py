@@ -16,6 +16,7 @@ from .images import ImageFiles, find_images, show_path
 from .known import known_files
 from .labels import match_paths, read_labels
 from .notes import note, noting
+from .run_folder import NONE
 from .run import is_csv_safe, log, read_predictions, read_run, read_table
 from .run_folder import read_kept_features
 
@@ -89,6 +90,7 @@ def open_run(
         raise ValueError(f"{folder / 'history.csv'} is damaged: it has no rows")
     features = read_kept_features(folder / 'features.safetensors', len(table))
     with noting(config.get('notes', [])) as notes:
-        found = None if labels is None else read_labels(labels, table.path.tolist(), config['settings']['class_names'])
+        known = config['settings']['class_names'] + ([NONE] if 'best_label' in table else [])  # truth may say that too
+        found = None if labels is None else read_labels(labels, table.path.tolist(), known)
     files, at = _pictures(folder, config, table, images)
     return RunData(config, table, history, skipped, *features, files, at, found, notes)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 from .report_data import RunData
+from .run_folder import NONE, unclassed
 from .report_scores import accuracies
 from .notes import many
 from .report_tables import HTML, fill, some
@@ -45,6 +46,8 @@ def summary(
     pairs += [('images', f"{about['n_images']:,}"), ('classes', f"{len(about['classes']):,}")]
     if moved:
         pairs.append(('labels changed', f'{d.table.changed.mean():.1%}'))
+    if 'best_label' in d.table:
+        pairs.append((NONE, f'{unclassed(d.table).mean():.1%}'))
     pairs += [
         ('mean confidence', f'{d.table.confidence.mean():.2f}'),
         ('files skipped', f"{about['n_skipped']:,}"),
@@ -62,6 +65,9 @@ def effective_classes(
 
 def _gathered(t, about):
     "Questions about classes that have no image, or too many"
+    t = t[~unclassed(t)]
+    if not len(t):
+        return [f'All images are {NONE}. Give a smaller none_of_these (--none-of-these), or other classes.']
     counts = t.label.value_counts()
     before = t.zero_shot_label.value_counts()
     out = []
@@ -89,6 +95,7 @@ def _gathered(t, about):
 def _moved(t, history, method):
     "Questions about labels that changed, and about students that do not agree"
     out = []
+    none, t = unclassed(t).mean(), t[~unclassed(t)]
     changed = t.changed.mean()
     unsure = (t.probability < 0.5).mean()
     apart = (t.label != t.propagated_label).mean()
@@ -101,7 +108,11 @@ def _moved(t, history, method):
             f"Training moved {apart:.0%} of the labels away from those of label propagation; "
             "a run with --training-free shows the latter alone."
         )
-    if unsure > 0.1:
+    if none > 0.1:
+        out.append(
+            f"{none:.0%} of the images are {NONE}. Is a class missing from the list? See the least certain ones."
+        )
+    elif unsure > 0.1:
         out.append(f"{unsure:.0%} of the labels have a probability below one half.")
     return out
 

@@ -16,6 +16,7 @@ from .pictures import UnreadableImage
 from .report_data import RunData
 from .notes import many
 from .report_tables import HTML, fill
+from .run_folder import unclassed
 
 # %% ../nbs/10c_report_pictures.ipynb #reportpictures-sheets
 def _picture(d, row):
@@ -63,7 +64,8 @@ def surest_changes(
     most: int = 24,  # pictures
 ) -> HTML:
     "Changed labels, most confident first"
-    found = d.table[d.table.changed].sort_values('confidence', ascending=False, kind='stable').index[:most]
+    changed = d.table.changed & ~unclassed(d.table)
+    found = d.table[changed].sort_values('confidence', ascending=False, kind='stable').index[:most]
     if not len(found):
         return fill('note', text='No label changed.')
     return contact_sheet(d, list(found), '{zero_shot_label} \u2192 {label}')
@@ -85,7 +87,7 @@ def typical(
 ) -> HTML:
     "Images nearest to the mean adapted feature of their class"
     label = d.table.label.iloc[d.rows].to_numpy()
-    counts = d.table.label.value_counts()
+    counts = d.table.label[~unclassed(d.table)].value_counts()
     found = []
     for name in counts.index[:classes]:
         x = d.adapted[torch.from_numpy(label == name)]

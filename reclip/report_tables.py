@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'STYLE', 'PAGE', 'fill', 'style', 'some', 'table', 'bars', 'skipped_table', 'class_counts', 'moves',
-           'settings_table']
+           'shares_table', 'settings_table']
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-export-imports
 from dataclasses import fields
@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from .notes import many
 from .report_data import RunData
+from .run_folder import unclassed
 from .settings import Settings
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-html
@@ -114,6 +115,7 @@ def class_counts(
     before, after = d.table.zero_shot_label.value_counts(), d.table.label.value_counts()
     counts = pd.DataFrame(dict(before=before, after=after)).reindex(classes).fillna(0).astype(int)
     shown = counts if len(counts) <= most else _shown_counts(counts, most)
+    none = int(unclassed(d.table).sum())
     top = max(1, int(shown.to_numpy().max()))
     rows = [
         dict(name=c, before=r.before / top, after=r.after / top, old=f'{r.before:,}', new=f'{r.after:,}')
@@ -122,6 +124,7 @@ def class_counts(
     which = 'those whose number changed most, then the largest' if moved else 'the largest'
     which = 'all that have an image' if len(shown) < most else which
     below = f'{len(shown):,} of {len(counts):,} classes: {which}.' if len(counts) > most else ''
+    below += f' {many(none, "image")} got none of the classes.' if none else ''
     return bars(rows, ['zero-shot', 'final' if moved else 'images'], moved, below)
 
 
@@ -138,6 +141,22 @@ def moves(
     pairs.columns = ['from', 'to', 'images', 'mean confidence']
     below = f'{most} of {len(pairs):,} pairs.' if len(pairs) > most else ''
     return table(pairs.head(most), {'images': '{:,}', 'mean confidence': '{:.2f}'}, below)
+
+# %% ../nbs/10b_report_tables.ipynb #reporttables-shares
+def shares_table(
+    d: RunData,  # from open_run
+    most: int = 30,  # classes to show
+) -> HTML:
+    "Share of each class among the images, between what and what, and whether it occurs; the largest first"
+    about = d.config['run']
+    found = pd.DataFrame(dict(class_name=about['classes']) | about['class_shares'])
+    found = found[['class_name', 'share', 'low', 'high', 'evidence']]
+    found.columns = ['class', 'share', 'from', 'to', 'evidence']
+    counts = found.evidence.value_counts()
+    below = ', '.join(f'{name}: {counts[name]:,}' for name in ('occurs', 'may occur', 'not seen') if name in counts)
+    below = f'{most} of {len(found):,} classes; {below}.' if len(found) > most else f'{below}.'
+    shown = found.sort_values('share', ascending=False, kind='stable').head(most)
+    return table(shown, dict.fromkeys(('share', 'from', 'to'), '{:.1%}'), below)
 
 # %% ../nbs/10b_report_tables.ipynb #reporttables-settings
 _LABELLING = {'projection', 'recipe', 'labeller', 'max_dim', 'n_neighbors', 'alpha', 'max_iter', 'tol', 'search'}
@@ -158,6 +177,7 @@ def _about_run(d):
         ('method', about['method']),
         ('model', s['model'] if whole_name else f"{s['model']}, {s['pretrained']}"),
         ('images', f"a list of {len(about['images']):,} paths" if listed else about['images']),
+        *([('neighbours by', about['graph_features'])] if 'graph_features' in about else []),
         ('classes', some(about['classes'], 20)),
         ('templates', some(s['templates'], 4) + (', and descriptions' if s['descriptions'] else '')),
         ('started', about['started']),

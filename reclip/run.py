@@ -14,14 +14,13 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from .adapt import ReCLIP
 from .cache import model_digests
 from .claim import begin_anew, claim, open_output
-from .devices import alike, from_first, is_first, node_first, on_first, together
+from .devices import from_first, is_first, node_first, on_first, together
 from .export import export
 from .folders import discard
 from .found import digests_now, encode_found, find_again, keep_found
@@ -31,7 +30,9 @@ from .notes import note, noting
 from .pictures import UnreadableImage
 from .predict import predict
 from .prepare import check_words, prepare
-from .results import machine, write_results
+from .probabilities import Wanted
+from .results import machine, with_way_out, write_results
+from .second_graph import SecondGraph, check_count, read_graph, rows_of
 from .run_folder import METHODS, first_names, info, is_csv_safe, predictions, read_predictions, read_run
 from .settings import MAX_UNREADABLE, MODEL, PRETRAINED
 from .snapshots import TrainingState
@@ -55,6 +56,9 @@ class _Job(NamedTuple):
     work: Path  # working folder
     run_id: str
     notes: list[str]  # grows
+    wanted: Wanted = Wanted()  # beside the labels
+    graph: SecondGraph | None = None  # neighbours by another encoder
+    cache: str | os.PathLike | None = None  # folder of features
 
 
 def _weights(clip):
@@ -99,6 +103,7 @@ def _frozen(job, cache):
         known, found = on_first(look)
         if known:
             return found._replace(features=from_first(features))
+        check_count(job.graph, found)
         found = encode_found(job.clip, found, job.begun['max_unreadable'], cache)
         on_first(lambda: keep_found(kept, found, job.run_id, job.notes))
         return found
@@ -126,9 +131,11 @@ def _fit(job, method, found):
 
     state = on_first(last)
     try:
+        graph = rows_of(job.graph, found, job.clip, job.cache)
         if method != 'adapt':
-            return job.clip.fit_features(found.features, propagate=method != 'zeroshot')
-        return job.clip.fit(found.files, frozen_features=found.features, state=state, keep=keep)
+            return job.clip.fit_features(found.features, method != 'zeroshot', graph)
+        known = dict(frozen_features=found.features, graph_features=graph)
+        return job.clip.fit(found.files, state=state, keep=keep, **known)
     except UnreadableImage:
         raise  # a disk that is gone may come back
     except (ValueError, FloatingPointError):
@@ -154,6 +161,7 @@ def _account(job, method, found, started, seconds):
         id=job.run_id,
         weights=job.weights,
         images=job.begun['images'],
+        **({} if job.graph is None else dict(graph_features=job.graph.source)),
         features=found.files is None,
         classes=first_names(job.clip.class_names),
         n_images=len(found.names),
@@ -168,6 +176,7 @@ def _account(job, method, found, started, seconds):
 def _write(job, place, table, found, about):
     "The results, and then the working folder takes its place"
     write_results(job.work, job.clip, table, found, about, job.notes)
+    job.wanted.write(job.clip, found.features, table.path, about['csv_safe'])
     finish(job.work, place)
 
 # %% ../nbs/09_run.ipynb #run-adapt
@@ -185,7 +194,10 @@ def adapt(
     progress: bool = True,  # show bars
     cache: str | os.PathLike | None = 'auto',  # folder where features stay for later runs, or None, see cache_folder
     csv_safe: bool = False,  # put an apostrophe before cells of tables that a spreadsheet would run as a formula
+    top_k: int = 1,  # classes that a row names, the label among them: label_2, probability_2, ...
+    probabilities: str | os.PathLike | None = None,  # file for all of them, see write_probabilities
     noted: Sequence[str] = (),  # what has been noted about this run before, such as options without a use
+    graph_features=None,  # another encoder's file or rows (N, E), or load_encoder's model: who is whose neighbour
     **settings,  # all others of ReCLIP: projection, epochs, seed, device, precision, ...
 ) -> pd.DataFrame:  # predictions, one row per image, as in `predictions.csv`
     """From images and words to a run
@@ -196,18 +208,30 @@ def adapt(
     started, clock = datetime.now().astimezone(), time.perf_counter()
     settings = dict(verbose=progress and is_first()) | settings
     given = (images, classes, model, pretrained, templates, method, max_unreadable, settings)
+    wanted = Wanted(top_k, probabilities)
+    read = [classes, templates, pretrained, graph_features]
     with ExitStack() as stack, noting(noted) as notes:
-        place = on_first(lambda: claim(stack, output, images, [classes, templates, pretrained], resume, overwrite))
+        on_first(lambda: wanted.check(overwrite or resume))
+        place = on_first(lambda: claim(stack, output, images, read, resume, overwrite))
         clip, begun = node_first(lambda: prepare(*given))
         together(lambda: check_words(clip, method))
+        graph = node_first(lambda: read_graph(graph_features, clip, method))
+        begun |= dict(csv_safe=csv_safe, graph_features=graph and graph.digest)
         try:
-            job = _open(clip, images, begun | dict(csv_safe=csv_safe), notes, place, resume, overwrite)
+            job = _open(clip, images, begun, notes, place, resume, overwrite)
             if job is None:
-                log.info('%s is finished already', place)
-                return on_first(lambda: read_predictions(place))
+                return _finished_already(place, wanted)
+            job = job._replace(wanted=wanted, graph=graph, cache=cache)
             return _work(job, place, cache, overwrite, started, clock)
         except OSError as e:
-            raise _with_way_out(e)
+            raise with_way_out(e)
+
+
+def _finished_already(place, wanted):
+    "Its predictions, and a note on what comes too late"
+    log.info('%s is finished already', place)
+    wanted.note_late()
+    return on_first(lambda: read_predictions(place))
 
 
 def _work(job, place, cache, overwrite, started, clock):
@@ -217,19 +241,9 @@ def _work(job, place, cache, overwrite, started, clock):
     method = _trainable(job.begun['method'], found)
     _fit(job, method, found)
     fitted = time.perf_counter()
-    table = predictions(job.clip, found.names)
+    table = job.wanted.ranked(predictions(job.clip, found.names), job.clip, found.features, method)
     seconds = dict(encode=encoded - clock, fit=fitted - encoded, total=fitted - clock)
     about = _account(job, method, found, started, {k: round(v, 2) for k, v in seconds.items()})
     on_first(lambda: _write(job, place, table, found, about))
     log.info('%s: %s images, %s labels changed', place, f'{len(table):,}', f'{int(table.changed.sum()):,}')
     return table
-
-
-def _with_way_out(error):
-    "The same error; if the disk is full, a sentence that says where, and how to go on"
-    if error.errno not in (ENOSPC, EDQUOT, EFBIG):
-        return error
-    where = error.filename or 'a file'
-    way_out = OSError(f"{where} cannot be written ({error.strerror}); make room, and go on with resume=True (--resume)")
-    way_out.__cause__ = error
-    return alike(way_out) if getattr(error, 'alike', False) else way_out

@@ -55,7 +55,7 @@ def read_folder(
 
 # %% ../nbs/07a_saved.ipynb #saved-parts
 RESULTS = ('labels_', 'confidence_', 'probability_', 'pseudo_labels_', 'first_pseudo_labels_', 'zero_shot_labels_',
-           't_labels_', 'v_labels_', 'text_features_', 'centroids_')  # fmt: skip
+           't_labels_', 'v_labels_', 'text_features_', 'centroids_', 'best_labels_')  # fmt: skip
 TOWERS = ('text', 'image')
 
 
@@ -92,6 +92,7 @@ def restore(
         found = kind(**settings)
         found.history_ = config['history']
         found.logit_scale_ = config.get('logit_scale', found.logit_scale)  # version 0.0.1 had it in the settings only
+        tensors.setdefault('best_labels_', tensors['labels_'])  # earlier versions had no none_of_these
         for name in RESULTS:
             setattr(found, name, tensors[name])
         mark = config['fingerprint']

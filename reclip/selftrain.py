@@ -19,7 +19,7 @@ from .snapshots import KeptImages, TrainingState, put_training_state, training_s
 from .norms import NORMS, borrowed, norm_parameters, norm_state, set_norm_state, tuned
 from .notes import many
 from .projection import projection_basis
-from .labeller import label_images
+from .labeller import graph_rows, label_images
 from .pseudolabel import Summary
 from .prompts import Prompts, class_texts, class_tokens, on_device, texts_with_gradients
 from .settings import DEFAULTS, RECIPES, Settings, using
@@ -44,6 +44,7 @@ class Training(OneProcess):
     "Two students in one model, and what they have learned so far"
 
     split = staticmethod(whole)  # who does which rows of the graph and which classes
+    graph_features = None  # (N, E) rows of another encoder, for the neighbours
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Training(OneProcess):
     def propagate(self, image_features, text_features, basis) -> Summary:
         "Pseudo-labels of the images in that space"
         how = dict(logit_scale=self.clip.logit_scale, basis=basis, split=self.split)
+        how |= dict(graph_features=self.graph_features)
         return label_images(image_features, text_features, self.settings, **how)
 
     def begin(
@@ -197,6 +199,7 @@ def adapt(
     descriptions: Sequence | None = None,  # (M,) lists of further sentences, see class_prompts
     frozen_features: torch.Tensor | None = None,  # (N, D) unit rows of these images by this model, if they are known
     text_features: torch.Tensor | None = None,  # (M, D) unit rows of these classes by this model, if they are known
+    graph_features=None,  # (N, E) rows of another encoder, for the neighbours of the mixture, see graph_rows
     state: TrainingState | None = None,  # go on from here instead of from the start
     keep: Callable | None = None,  # receives a TrainingState after each epoch
     scorer: Callable | None = None,  # predicted labels (N,) -> number, for the history
@@ -208,8 +211,8 @@ def adapt(
     data = ImageDataset(images, clip.preprocess)
     last = s.training_epochs(len(data))
     if state is not None and len(state.history) > last:
-        done = many(len(state.history), 'epoch') + (' is' if len(state.history) == 1 else ' are')
-        raise ValueError(f'state: {done} done already, more than the {last} of this training')
+        raise ValueError(f'state: {many(len(state.history), "epoch")} done already, more than the {last} asked for')
+    graph = graph_rows(graph_features, len(data), s)
     if last and s.keep_images and not isinstance(images, torch.Tensor):
         data = KeptImages(data, s.keep_images, s.num_workers)
     every = class_tokens(clip, class_names, templates, descriptions, tell=text_features is None)
@@ -221,6 +224,7 @@ def adapt(
         tqdm(desc='self-training', total=steps, disable=not s.verbose) as bar,
     ):
         students = training(clip, data, (every, first), s, bar)
+        students.graph_features = graph
         students.begin(frozen_features, text_features, state)
         for epoch in range(len(students.history), last + 1):
             look = students.look(epoch, scorer)

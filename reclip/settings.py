@@ -113,6 +113,9 @@ class Settings:
         choices=RECIPES,
         flags=('--preset',),
     )
+    none_of_these: float | None = _setting(
+        None, float, 'Method', 'Less probable labels become "none of these".', above=0, below=1, metavar='SHARE'
+    )
     seed: int = _setting(0, int, 'Method', 'Seed of the order of training.', low=-(2**63))
     encode_batch_size: int | None = _setting(
         None,
@@ -158,13 +161,7 @@ class Settings:
         fixed=False,
     )
     keep_images: float = _setting(
-        2.0,
-        float,
-        'Machine',
-        'Gigabytes of preprocessed images that may stay in memory between the epochs.',
-        low=0,
-        metavar='GB',
-        fixed=False,
+        2.0, float, 'Machine', 'Gigabytes of preprocessed images kept between epochs.', low=0, metavar='GB', fixed=False
     )
     device: str | None = _setting(
         None, str, 'Machine', '`cpu`, `cuda`, `cuda:1`, ...', usual='a GPU if there is one', metavar='NAME', fixed=False

@@ -122,7 +122,7 @@ def test_a_state_of_longer_training_is_refused_and_of_as_long_only_looked_at(cli
     whole = adapt(*task, epochs=2, keep=states.append)
     last = adapt(*task, epochs=2, state=states[1])
     assert torch.equal(whole.logits, last.logits) and [o['epoch'] for o in last.history] == [0, 1, 2]
-    with pytest.raises(ValueError, match='2 epochs are done already, more than the 1'):
+    with pytest.raises(ValueError, match='2 epochs done already, more than the 1'):
         adapt(*task, epochs=1, state=states[1])
 
 
