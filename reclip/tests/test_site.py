@@ -13,8 +13,7 @@ needs_site = pytest.mark.skipif(not PAGES, reason='no built site: run `python .c
 needs_browser = pytest.mark.skipif(not browser_path(), reason='no browser of the Chromium family')
 pytestmark = pytest.mark.xdist_group('site')
 
-# What a page looks like: its width, TeX and links that nobody has set, characters without a glyph, pictures without
-# a text
+# A page: its width, TeX and links that nobody has set, characters without a glyph, pictures without a text
 LOOK = r"""(async () => {
   await document.fonts.ready;
   const seen = window.__glyphs || (window.__glyphs = {});
@@ -40,8 +39,8 @@ LOOK = r"""(async () => {
   for (let node; (node = walker.nextNode());) {
     const parent = node.parentElement, text = node.nodeValue;
     if (parent.closest('script, style, annotation')) continue;
-    if (!parent.closest('pre, code') && /\$\$|\\[()[\]]|\\[a-zA-Z]{2,}|\]\(|\.ipynb\)/.test(text))
-      tex.push(text.trim().slice(0, 80));
+    const raw = /\$\$|\\[()[\]]|\\[a-zA-Z]{2,}|\]\(|\.ipynb\)/.test(text);
+    if (raw && !parent.closest('pre, code')) tex.push(text.trim().slice(0, 80));
     if (/[^\x00-\x7f]/.test(text)) {
       const of = chars[getComputedStyle(parent).fontFamily] ||= new Set();
       for (const c of text) if (c > '\x7f') of.add(c);
