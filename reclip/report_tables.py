@@ -12,7 +12,6 @@ from importlib.resources import files
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from .notes import many
 from .report_data import RunData
 from .run_folder import unclassed
 from .settings import Settings

@@ -65,7 +65,7 @@ class Settings:
         0.99,
         float,
         'Method',
-        'Share of a label that is passed on to neighbours, between 0 and 1.',
+        'Share of a label that neighbours pass on, between 0 and 1.',
         above=0,
         below=1,
         metavar='SHARE',
@@ -78,7 +78,7 @@ class Settings:
         low=1,
         usual='100, or 20 with `--recipe official`',
     )
-    tol: float = _setting(1e-6, float, 'Details', 'Residual at which conjugate gradients stop.', low=0)
+    tol: float = _setting(1e-6, float, 'Details', 'Residual at which they stop.', low=0)
     epochs: int | None = _setting(
         None,
         int,
