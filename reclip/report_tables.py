@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from .report_data import RunData
+from .notes import many
 from .run_folder import unclassed
 from .settings import Settings
 
