@@ -2,7 +2,7 @@
 
 python nbs/benchmarks/photo_rows.py --models ../shared/models/photos --root ../shared/data --part 2000 \\
     --set pacs/photo --set pacs/cartoon ... --features FEATURES
-python nbs/benchmarks/share_rows.py --features FEATURES --root ../shared/data --write nbs/benchmarks/rows/shares.jsonl
+python nbs/benchmarks/share_rows.py --features FEATURES --root ../shared/data --write nbs/benchmarks/rows/eval/shares.jsonl
 """
 
 import argparse

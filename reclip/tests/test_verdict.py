@@ -122,7 +122,9 @@ def test_shares_that_nobody_has_measured_are_not_stated(tmp_path, digits, how):
 
 @pytest.mark.skipif(not PAGES.is_dir(), reason='the pages are not beside the package')
 def test_the_rows_have_a_share_for_each_class_and_fix_the_default():
-    rows = [json.loads(o) for o in (PAGES / 'benchmarks' / 'rows' / 'shares.jsonl').read_text('utf-8').splitlines()]
+    rows = [
+        json.loads(o) for o in (PAGES / 'benchmarks' / 'rows' / 'eval' / 'shares.jsonl').read_text('utf-8').splitlines()
+    ]
     for row in rows:
         for kind in ('occurring', 'absent'):
             o = row[kind]
