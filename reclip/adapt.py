@@ -110,9 +110,9 @@ class ReCLIP(Settings, Estimator):
         propagate: bool = True,  # False: plain zero-shot labels, nothing is learned
         graph_features=None,  # as `fit` takes them
     ) -> 'ReCLIP':  # itself; both students are the pretrained model
-        """Training-free ReCLIP (stages 1 and 2)
+        """Labels without training
 
-        `labels_` come from the labeller: the mixture, unless `labeller` or `recipe` says propagation, V's centroids from them. `ValueError` if the width is not the model's.
+        `labels_` come from the labeller, V's centroids from them. `ValueError` if the width is not the model's.
         """
         clip, text = self.loaded(), self._distinct_texts()
         x = rows_as_wide(image_features, text)
@@ -144,7 +144,7 @@ class ReCLIP(Settings, Estimator):
         self,
         X,  # what `fit` takes; also images that were not in it
     ):  # probabilities (N, M), rows sum to 1, on the CPU; not calibrated
-        "Softmax of V's logits, or with the paper's recipes of the mean of both students'"
+        "Softmax of V's logits; recipes of the paper: of both students' mean"
         check_is_fitted(self, msg=_NOT_FITTED)
         rows = given_rows(self, X)
         if rows is not None:
